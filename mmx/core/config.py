@@ -1,0 +1,146 @@
+"""Configs: one Python file a run, ``get_config(arg="")``, named by path or by short name.
+
+``muse/openmoji32:tiny`` is the file ``configs/muse/openmoji32.py`` called with ``"tiny"``. Short names
+resolve in a checkout and in an installed package alike. A run keeps its resolved config as JSON.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmx.core.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# May change when a run goes on: where it runs, how long, how often it speaks and keeps.
+RESUME_ALLOWED = (
+    "mesh.",
+    "steps",
+    "log_every",
+    "eval_every",
+    "preview_every",
+    "save_every",
+    "keep",
+    "data.data_dir",
+    "data.threads",
+)
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: beside the package in a checkout, inside it when installed."""
+    beside = _PACKAGE.parent / "configs"
+    return beside if (beside / "muse").is_dir() else _PACKAGE / "configs"
+
+
+def list_configs() -> dict[str, str]:
+    """Short name -> the first line of the config's docstring, read without running the file."""
+    found = {}
+    root = config_dir()
+    for path in sorted(root.glob("*/*.py")):
+        if path.stem == "__init__":
+            continue
+        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found[f"{path.parent.name}/{path.stem}"] = doc.partition("\n")[0]
+    return found
+
+
+def find_config(spec: str) -> tuple[Path, str]:
+    """``FILE:ARGS`` or ``family/name:ARGS`` -> (path of the file, args).
+
+    Raises:
+      UserError: no such file or short name; names the nearest one.
+    """
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path.resolve(), arg
+    # "configs/muse/openmoji32.py" also works outside a checkout.
+    short = name.removeprefix("configs/").removesuffix(".py")
+    names = list_configs()
+    if short in names:
+        return config_dir() / f"{short}.py", arg
+    near = difflib.get_close_matches(short, names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"--config={spec}: no such file or config.{hint} `mmx configs` lists them.")
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The locked config of a spec. Raises UserError for an unknown file, name or argument."""
+    path, arg = find_config(spec)
+    module_spec = importlib.util.spec_from_file_location(f"mmx_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(arg).lock()
+
+
+def parse_arg(arg: str, **known: Any) -> dict[str, Any]:
+    """The argument string of a config: ``"tiny"`` sets the flag ``tiny``, nothing else is known.
+
+    Args:
+      arg: comma-separated flags, each one of ``known``.
+      **known: flag -> default (False).
+
+    Raises:
+      UserError: an unknown flag.
+    """
+    out = dict(known)
+    for part in filter(None, arg.split(",")):
+        if part not in known:
+            raise UserError(f"config argument {part!r} is unknown; known: {', '.join(known)}")
+        out[part] = True
+    return out
+
+
+def flat_items(config: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"optim.lr": 1e-3}``: the leaves of a config by dotted name; tuples count as leaves."""
+    out = {}
+    for key in sorted(config):
+        value = config[key]
+        if isinstance(value, ConfigDict | dict):
+            out |= flat_items(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = list(value) if isinstance(value, tuple | list) else value
+    return out
+
+
+def to_text(config: ConfigDict) -> str:
+    """One ``name = value`` a line: what ``--print_config`` shows and the goldens hold."""
+    return "\n".join(f"{name} = {value!r}" for name, value in flat_items(config).items())
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A locked config; JSON's lists come back as the tuples they were."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text))).lock()
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
+    """Refuse to go on in a run with a config that would make another run.
+
+    Raises:
+      UserError: lists every field that differs and is not one of ``RESUME_ALLOWED``.
+    """
+    before, after = flat_items(old), flat_items(new)
+    changed = [
+        f"  {name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, None) != after.get(name, None) and not name.startswith(RESUME_ALLOWED)
+    ]
+    if changed:
+        raise UserError(
+            "the run in this workdir has another config; use a new --workdir or undo:\n"
+            + "\n".join(changed)
+        )
