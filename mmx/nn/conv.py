@@ -1,0 +1,129 @@
+"""Convolutional layers of the image tokenizer: no attention, so any image size works.
+
+Axis letters: B batch, H W pixels or features, C channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmx.core.partition import constrain
+from mmx.nn.norm import RMSNorm
+
+
+class Conv(nn.Module):
+    """Same-padded convolution. Spatial axes of the kernel stay whole on every device.
+
+    Attributes:
+      features: channels out.
+      size: of the square window.
+      use_bias: adds a bias.
+      names: logical axes of (in, out); image channels (3) are named "pixels" and never sharded.
+      init: of the kernel.
+    """
+
+    features: int
+    size: int = 3
+    use_bias: bool = False
+    names: tuple[str, str] = ("conv_in", "conv_out")
+    dtype: jnp.dtype = jnp.float32
+    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.init, (None, None, *self.names)),
+            (self.size, self.size, x_BHWC.shape[-1], self.features),
+            jnp.float32,
+        ).astype(self.dtype)
+        x_BHWC = x_BHWC.astype(self.dtype)
+        if self.size == 1:
+            flat = x_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel[0, 0]
+            y_BHWC = flat.reshape(*x_BHWC.shape[:-1], self.features)
+        else:
+            y_BHWC = jax.lax.conv_general_dilated(
+                x_BHWC, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:]),
+                (self.features,),
+                jnp.float32,
+            )
+            y_BHWC = y_BHWC + bias.astype(self.dtype)
+        return constrain(y_BHWC, "act_batch", "act_h", "act_w", "act_channels")
+
+
+class GroupNorm(nn.Module):
+    """Group norm over 32 groups, or fewer where there are fewer channels (MaskGIT's choice)."""
+
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        channels = x_BHWC.shape[-1]
+        groups = min(self.groups, channels)
+        param = lambda name, init: self.param(
+            name, nn.with_logical_partitioning(init, ("norm",)), (channels,), jnp.float32
+        )
+        x32 = x_BHWC.astype(jnp.float32)
+        grouped = x32.reshape(*x32.shape[:-1], groups, channels // groups)
+        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
+        var = jnp.square(grouped - mean).mean(axis=(1, 2, 4), keepdims=True)
+        y = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x32.shape)
+        scale, bias = param("scale", nn.initializers.ones), param("bias", nn.initializers.zeros)
+        return (y * scale + bias).astype(self.dtype)
+
+
+NORMS = {"group": GroupNorm, "rms": RMSNorm}
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv 3x3, twice, around a shortcut.
+
+    The shortcut is 1x1 on the block's input where the channels change. (MaskGIT's code applies it to
+    the processed branch, which leaves no identity path; ours does not.)
+    """
+
+    features: int
+    norm: str = "group"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        h_BHWC = x_BHWC
+        for i in range(2):
+            h_BHWC = NORMS[self.norm](dtype=self.dtype, name=f"norm_{i}")(h_BHWC)
+            h_BHWC = Conv(self.features, dtype=self.dtype, name=f"conv_{i}")(jax.nn.silu(h_BHWC))
+        if x_BHWC.shape[-1] != self.features:
+            x_BHWC = Conv(self.features, size=1, dtype=self.dtype, name="shortcut")(x_BHWC)
+        return x_BHWC + h_BHWC
+
+
+def space_to_depth(x_BHWC: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p*p*C]."""
+    B, H, W, C = x_BHWC.shape
+    x = x_BHWC.reshape(B, H // patch, patch, W // patch, patch, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // patch, W // patch, patch * patch * C)
+
+
+def depth_to_space(x_BhwC: jax.Array, patch: int) -> jax.Array:
+    """[B, h, w, p*p*C] -> [B, h*p, w*p, C]: the inverse of :func:`space_to_depth`."""
+    B, h, w, C = x_BhwC.shape
+    x = x_BhwC.reshape(B, h, w, patch, patch, C // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * patch, w * patch, C // patch**2)
+
+
+def downsample(x_BHWC: jax.Array) -> jax.Array:
+    """2x2 average pooling."""
+    B, H, W, C = x_BHWC.shape
+    return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).mean(axis=(2, 4))
+
+
+def upsample(x_BHWC: jax.Array) -> jax.Array:
+    """Nearest neighbour, twice the size."""
+    return x_BHWC.repeat(2, axis=1).repeat(2, axis=2)

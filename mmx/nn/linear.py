@@ -1,0 +1,77 @@
+"""The one dense layer, and token embedding. Every parameter names its logical axes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Names = tuple[str | None, ...]
+
+
+class Dense(nn.Module):
+    """``x @ kernel (+ bias)`` over the last axis, as one 2-D matmul.
+
+    Flattening the leading axes is free on TPU and GPU and makes the gradient twice as fast on
+    XLA:CPU, where matmuls of rank 3 miss the fast path.
+
+    Attributes:
+      features: size of the last axis of the result.
+      names: logical axes of the kernel, (in, out).
+      use_bias: adds a bias over the out axis.
+      dtype: of the computation; parameters are float32.
+      init: of the kernel; truncated normal of variance 1/fan-in.
+    """
+
+    features: int
+    names: Names
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., in] -> [..., features]."""
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.init, self.names),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, self.names[1:]),
+                (self.features,),
+                jnp.float32,
+            )
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Embed(nn.Module):
+    """Rows of a table by id. A gather: its gradient is 30 times faster than one-hot on a CPU.
+
+    Ids must lie in [0, num_embeddings): a gather clamps in silence, so callers check at the boundary.
+    """
+
+    num_embeddings: int
+    features: int
+    names: Names = ("vocab", "embed")
+    dtype: jnp.dtype = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids int [...] -> [..., features]."""
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names),
+            (self.num_embeddings, self.features),
+            jnp.float32,
+        )
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
+def round_up(size: int, multiple: int = 128) -> int:
+    """The smallest multiple that holds ``size``: vocabularies are padded so that they divide."""
+    return -(-size // multiple) * multiple
