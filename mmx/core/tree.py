@@ -18,9 +18,7 @@ def path_str(path) -> str:
 
 def flatten(tree: Any, is_leaf=None) -> dict[str, Any]:
     """Leaves by path, in the tree's own order."""
-    return {
-        path_str(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
-    }
+    return {path_str(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf)}
 
 
 def map_with_path(fn, tree: Any, *rest, is_leaf=None) -> Any:

@@ -1,0 +1,159 @@
+"""A run is a folder that explains itself.
+
+RUN/config.json        the resolved config
+RUN/tokenizer.json     the text tokenizer, copied from the dataset
+RUN/environment.json   versions, devices, command of each start
+RUN/checkpoints/STEP/  Orbax
+RUN/stages/NAME/       frozen weights of earlier runs, exported once
+RUN/samples/           pictures
+RUN/metrics.json       scores of the last evaluation
+RUN/events.*           TensorBoard
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mmx.core import config as configs
+from mmx.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of a run and what is kept there as text."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def config(self) -> ConfigDict:
+        return configs.from_json(self.config_file.read_text())
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, without opening Orbax."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.checkpoints.iterdir() if p.name.isdigit())
+
+
+def parse_run(spec: str) -> tuple[RunDir, int | None]:
+    """``PATH[@STEP]`` -> (run, step or None). The run must exist.
+
+    Raises:
+      UserError: no such run, it has no config, or no checkpoint (of that step).
+    """
+    text, step = str(spec), None
+    if "@" in text and not Path(text).exists():
+        text, _, number = text.rpartition("@")
+        if not number.isdigit():
+            raise UserError(f"{spec}: after @ comes a step, a whole number; not {number!r}")
+        step = int(number)
+    run = RunDir(Path(text))
+    if not run.path.is_dir():
+        raise UserError(
+            f"{text}: no such run directory; `mmx train --workdir {text} ...` makes one"
+        )
+    if not run.config_file.is_file():
+        raise UserError(f"{text}: not a run directory (it has no config.json)")
+    steps = run.steps()
+    if not steps:
+        raise UserError(f"{text}: this run has no checkpoint yet; train it first")
+    if step is not None and step not in steps:
+        raise UserError(f"{text}: no checkpoint of step {step}; there are {steps}")
+    return run, step
+
+
+def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
+    """The run of a workdir: made when new, else checked to be of the same config.
+
+    The stored config of a run that goes on is replaced by the new one, which can only differ in the
+    fields that a resumed run may change.
+
+    Raises:
+      UserError: the workdir holds another run, or files that are no run.
+    """
+    run = RunDir(Path(workdir))
+    if run.config_file.is_file():
+        configs.check_resumable(run.config(), config)
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise UserError(
+            f"--workdir={workdir}: the folder is not empty and is no run; choose another"
+        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.config_file, configs.to_json(config))
+    return run
+
+
+def copy_tokenizer(run: RunDir, source: Path) -> None:
+    """Keep the tokenizer with the run. Raises UserError when the run has another one already."""
+    if run.tokenizer_file.is_file():
+        if run.tokenizer_file.read_bytes() != source.read_bytes():
+            raise UserError(
+                f"{source}: the dataset's tokenizer is not the one that {run.path} was trained "
+                "with; the dataset was prepared anew. Use a new --workdir."
+            )
+        return
+    temporary = run.tokenizer_file.with_suffix(".tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(run.tokenizer_file)
+
+
+def record_environment(run: RunDir, devices: list[str]) -> None:
+    """Append this start: when, with which command, versions and devices."""
+    file = run.path / "environment.json"
+    starts = json.loads(file.read_text()) if file.is_file() else []
+    names = ("mmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": versions,
+            "devices": devices,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        }
+    )
+    write_atomic(file, json.dumps(starts, indent=2) + "\n")
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Write whole or not at all."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)

@@ -1,0 +1,193 @@
+"""Checkpoints: Orbax, asynchronous, each either whole or absent.
+
+A checkpoint has two items, so that sampling reads no optimiser state: ``model`` (params, ema, extra)
+and ``train`` (step, opt_state, bad_step).
+"""
+
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.train.state import TrainState
+
+_MODEL = ("params", "ema", "extra")
+_TRAIN = ("step", "opt_state", "bad_step")
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint that cannot be read: truncated, or files missing."""
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      directory: of the checkpoints, made when absent (unless ``read_only``).
+      keep: how many of the newest stay; None keeps all.
+      read_only: open for sampling; never writes or deletes.
+    """
+
+    def __init__(self, directory: Path, keep: int | None = None, read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        self.manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=("model", "train")
+        )
+
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Start writing; the arrays are copied off the devices before this returns.
+
+        Raises:
+          UserError: this save, or the one before it, did not write (a full disk, say). What was
+            kept before is untouched.
+        """
+        try:
+            # Orbax reports a failure of the background write on the next call.
+            self.manager.check_for_errors()
+            items = {
+                "model": ocp.args.StandardSave(_item(state, _MODEL)),
+                "train": ocp.args.StandardSave(_item(state, _TRAIN)),
+            }
+            written = self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        if not written:
+            raise self._failed(step, RuntimeError("Orbax declined to save"))
+
+    def wait(self) -> None:
+        """Block until the last save is on disk. Raises UserError when it did not get there."""
+        try:
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(self.manager.latest_step(), error) from error
+
+    def close(self) -> None:
+        self.manager.close()
+
+    def _failed(self, step, error) -> UserError:
+        good = [s for s in self.steps() if (self.directory / str(s)).is_dir()]
+        kept = f"the last good checkpoint is step {good[-1]}" if good else "there is none yet"
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        return UserError(
+            f"the checkpoint of step {step} in {self.directory} was not written "
+            f"({type(error).__name__}: {reason[0][:300]}); {kept}. Free some disk space, then run "
+            "the same command again."
+        )
+
+    def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
+        """The whole training state of a step, laid out by ``shardings``.
+
+        Raises:
+          UserError: the checkpoint is of another model; names what differs.
+          BrokenCheckpoint: it cannot be read.
+        """
+        target = _with_shardings(abstract, shardings)
+        model = self._read(step, "model", _item(target, _MODEL))
+        rest = self._read(step, "train", _item(target, _TRAIN))
+        return abstract.replace(**{"ema": None, **model, **rest})
+
+    def read_model(self, step: int) -> dict:
+        """``{"params": ..., "ema": ..., "extra": ...}`` of a step, as arrays of this host.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or there is none of this step.
+        """
+        if step not in self.steps():
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; {self.steps()}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "sharding info not provided": meant so
+                args = ocp.args.Composite(model=ocp.args.StandardRestore())
+                model = self.manager.restore(step, args=args)["model"]
+            return jax.tree.map(np.asarray, model)
+        except Exception as error:
+            raise UserError(
+                f"{self.directory / str(step)} cannot be read ({_brief(error)}). Name an earlier "
+                f"one as RUN@STEP; there are {self.steps()}"
+            ) from error
+
+    def _read(self, step: int, item: str, target: Any) -> Any:
+        try:
+            saved = self.manager.item_metadata(step)[item]
+            saved = getattr(saved, "tree", saved)
+            if saved is None:
+                raise FileNotFoundError(f"no item {item!r}")
+        except Exception as error:
+            raise BrokenCheckpoint(f"{self.directory / str(step)}: {_brief(error)}") from error
+        differences = _differences(tree.flatten(target), tree.flatten(saved))
+        if differences:
+            raise UserError(
+                f"{self.directory / str(step)} is a checkpoint of another model:\n  "
+                + "\n  ".join(differences[:8])
+            )
+        try:
+            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+            return self.manager.restore(step, args=args)[item]
+        except Exception as error:
+            raise BrokenCheckpoint(f"{self.directory / str(step)}: {_brief(error)}") from error
+
+    def restore_newest(
+        self, abstract: TrainState, shardings: TrainState
+    ) -> tuple[int, TrainState] | None:
+        """The newest readable state; broken ones are named and moved aside. None: there is none."""
+        while steps := self.steps():
+            step = steps[-1]
+            try:
+                return step, self.restore(step, abstract, shardings)
+            except BrokenCheckpoint as error:
+                aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
+                if jax.process_index() == 0:
+                    aside.parent.mkdir(exist_ok=True)
+                    shutil.move(self.directory / str(step), aside)
+                before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
+                print(
+                    f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
+                    f"going on from {before}",
+                    file=sys.stderr,
+                )
+                self.manager.reload()
+        return None
+
+
+def _item(state: TrainState, names) -> dict:
+    return {n: getattr(state, n) for n in names if jax.tree.leaves(getattr(state, n))}
+
+
+def _with_shardings(abstract, shardings):
+    def one(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, abstract, shardings)
+
+
+def _differences(wanted: dict, saved: dict) -> list[str]:
+    out = [f"{path}: not in the checkpoint" for path in wanted if path not in saved]
+    out += [f"{path}: only in the checkpoint" for path in saved if path not in wanted]
+    for path, leaf in wanted.items():
+        if path in saved and tuple(saved[path].shape) != tuple(leaf.shape):
+            out.append(f"{path}: shape {tuple(saved[path].shape)} there, {tuple(leaf.shape)} here")
+    return out
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -1,0 +1,165 @@
+"""The training loop of every family: it knows the Task contract and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmx.core import config as configs
+from mmx.core import rng
+from mmx.core.errors import UserError
+from mmx.core.progress import Progress
+from mmx.core.run_dir import RunDir, parse_run, record_environment
+from mmx.data import pipeline
+from mmx.data.source import open_source
+from mmx.train import optim, preemption
+from mmx.train.checkpoint import Checkpoints
+from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
+from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
+from mmx.train.start import init_from_run
+from mmx.train.state import make_init, make_update, state_shardings
+
+
+class NonFinite(Exception):
+    """The loss or a gradient stopped being finite; the last finite state was saved."""
+
+
+def train(task, config, run: RunDir, init_from: str | None = None) -> None:
+    """Train a task to ``config.steps``; start, go on, or find that all is done.
+
+    Raises:
+      UserError: something in the config or the workdir cannot work.
+      Preempted: asked to stop; the state is saved.
+      NonFinite: names the step and the metrics; the last finite state is saved.
+    """
+    mesh = make_mesh(config.mesh)
+    rows = batch_sharding(mesh)
+    if config.batch_size % (ways := rows.num_devices // mesh.shape["tensor"]):
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide over {ways} devices"
+        )
+    frozen = task.load_frozen(mesh)
+    key = jax.device_put(rng.base_key(config.seed), replicated(mesh))
+    abstract_params, _ = jax.eval_shape(task.init, key)
+    labels = task.param_labels(abstract_params)
+    averages = optim.averages(config, labels)
+    tx, schedules = optim.make_optimizer(config, labels)
+    abstract, shardings, table = state_shardings(task, tx, mesh, averages)
+    is_host_0 = jax.process_index() == 0
+
+    # Where the state comes from, first match wins:
+    # 1. the newest readable checkpoint of this run; 2. --init_from; 3. fresh parameters.
+    checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
+    restored = checkpoints.restore_newest(abstract, shardings)
+    if restored:
+        state = restored[1].replace(bad_step=jax.device_put(jnp.int32(-1), replicated(mesh)))
+    else:
+        init = make_init(task, tx, averages)
+        state = jit_sharded(init, mesh, out_shardings=shardings)(key)
+        if init_from:
+            state = init_from_run(state, *parse_run(init_from))
+    start = int(state.step)
+
+    update = make_update(task, tx, config, labels, schedules)
+    names: list[str] = []
+
+    def step_fn(state, frozen, batch, key):
+        state, metrics = update(state, frozen, batch, key)
+        names[:] = sorted(metrics)  # one vector: one transfer a step
+        return state, jnp.stack([metrics[n].astype(jnp.float32) for n in names])
+
+    step_fn = jit_sharded(step_fn, mesh, out_shardings=(shardings, replicated(mesh)), donate=(0,))
+    evaluators = task.evaluators(mesh)
+
+    writer = Writer(run.path, start, enabled=is_host_0)
+    progress = Progress(config.steps, f"train {config.family}", start, config.log_every)
+    if is_host_0:
+        record_environment(run, [f"{d.platform}: {d.device_kind}" for d in jax.devices()])
+        if start == 0:
+            progress.say(table)
+            writer.text(0, "config", f"```\n{configs.to_text(config)}\n```")
+        elif start < config.steps:
+            progress.say(f"going on from step {start} of {run.path}")
+
+    def evaluate(state, done):
+        scores = {}
+        for evaluator in evaluators:
+            scores |= dict(evaluator.run(state.averaged, state.extra, frozen))
+        writer.scalars(done, scores)
+        if scores:
+            progress.say(f"step {done}: " + _brief(scores))
+        return scores
+
+    def preview(state, done):
+        for name, picture in task.preview(state.averaged, state.extra, frozen, mesh).items():
+            writer.image(done, name, picture)
+
+    def finish_step(done, vector, meter):
+        """Read the metrics of a step that is over while the device works on the next."""
+        values = dict(zip(names, np.asarray(vector)))
+        if values.pop("bad_step") >= 0:
+            bad = [n for n, v in values.items() if not np.isfinite(v)]
+            raise NonFinite(
+                f"step {done}: {', '.join(bad)} not finite; the state of step {done - 1} is saved "
+                f"in {run.path}. Lower config.optim.lr or config.optim.clip_norm and start anew."
+            )
+        if done % config.log_every == 0 or done == config.steps:
+            values |= meter.read(done)
+            writer.scalars(done, values)
+            progress.update(done, _brief(values))
+        elif progress.tty:
+            progress.update(done)
+
+    device = jax.devices()[0]
+    meter = Meter(
+        start,
+        config.batch_size,
+        task.train_flops_per_row,
+        PEAK_FLOPS.get(device.device_kind, 0.0) * jax.device_count(),
+    )
+    scores, pending, saved = {}, None, start if restored else -1
+    source = open_source(config.data.source, config.data.split, config.data.data_dir)
+    stream = pipeline.Stream(source, task.transform, config.seed)
+    with (
+        preemption.watch() as stop,
+        pipeline.batches(
+            stream, config.batch_size, rows, start_step=start, num_threads=config.data.threads
+        ) as loader,
+    ):
+        try:
+            for done in range(start + 1, config.steps + 1):
+                with meter.waiting():
+                    batch = next(loader)
+                state, vector = step_fn(state, frozen, batch, key)
+                if pending:
+                    finish_step(*pending, meter)
+                pending = (done, vector)
+                last = done == config.steps
+                due = [n for n in ("eval", "preview", "save") if done % config[f"{n}_every"] == 0]
+                if due or last or stop:
+                    finish_step(*pending, meter)
+                    pending = None
+                    with meter.paused():
+                        if ("eval" in due or last) and not stop:
+                            scores = evaluate(state, done)
+                        if ("preview" in due or last) and not stop:
+                            preview(state, done)
+                        if "save" in due or last or stop:
+                            checkpoints.save(done, state)
+                            saved = done
+                if stop and not last:
+                    raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")
+        except NonFinite:
+            if int(state.step) > saved:
+                checkpoints.save(int(state.step), state)
+            raise
+        finally:
+            progress.close()
+            checkpoints.wait()
+            checkpoints.close()
+            if scores:
+                writer.hparams(configs.flat_items(config), scores)
+            writer.close()
+
+
+def _brief(values: dict) -> str:
+    return "  ".join(f"{name}={float(v):.5g}" for name, v in sorted(values.items()))

@@ -1,0 +1,119 @@
+"""Mesh, shardings of parameters and optimiser state, and the one jit that loop and sampler share."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.core.partition import MESH_AXES, RULES, spec_for
+
+
+def make_mesh(mesh_config) -> Mesh:
+    """The mesh of a config: four axis sizes, one of which may be -1 (what is left).
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [int(mesh_config[axis]) for axis in MESH_AXES]
+    count = jax.device_count()
+    if sizes.count(-1) == 1:
+        rest = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = count // rest
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
+        asked = ", ".join(f"{a}={mesh_config[a]}" for a in MESH_AXES)
+        raise UserError(f"config.mesh ({asked}) does not multiply to the {count} devices here")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over slice, data and fsdp; a tensor axis reads the same rows."""
+    return NamedSharding(mesh, PartitionSpec(RULES["act_batch"]))
+
+
+def infer_shardings(boxed_abstract: Any, mesh: Mesh) -> Any:
+    """Shardings of parameters whose leaves carry logical names.
+
+    Args:
+      boxed_abstract: ``jax.eval_shape`` of an init: leaves boxed by ``with_logical_partitioning``.
+        A leaf without a box has no names and is refused, unless it is a scalar.
+
+    Raises:
+      ShardingError: see :func:`mmx.core.partition.spec_for`.
+    """
+
+    def one(path, leaf):
+        names = getattr(leaf, "names", ())
+        shape = nn.unbox(leaf).shape
+        return NamedSharding(mesh, spec_for(path, shape, names, dict(mesh.shape)))
+
+    return tree.map_with_path(one, boxed_abstract, is_leaf=_is_box)
+
+
+def _is_box(leaf) -> bool:
+    return isinstance(leaf, nn.Partitioned)
+
+
+def infer_optimizer_shardings(opt_abstract: Any, params_abstract: Any, shardings: Any) -> Any:
+    """Optimiser state sharded by shape: a moment as its parameter, a factored row or column as its
+    parameter less the dimension that it lost, anything else whole on each device."""
+    params, specs = tree.flatten(params_abstract), tree.flatten(shardings)
+    mesh = next(iter(specs.values())).mesh
+
+    def one(path, leaf):
+        owner = max(
+            (p for p in params if path == p or path.endswith("/" + p)), key=len, default=None
+        )
+        if owner is None:
+            return replicated(mesh)
+        shape, spec = params[owner].shape, list(specs[owner].spec)
+        spec += [None] * (len(shape) - len(spec))
+        if leaf.shape == shape:
+            return NamedSharding(mesh, PartitionSpec(*spec))
+        # From the last dimension on, as optax's factoring drops one of the two largest.
+        for lost in reversed(range(len(shape))):
+            if leaf.shape == shape[:lost] + shape[lost + 1 :]:
+                return NamedSharding(mesh, PartitionSpec(*spec[:lost], *spec[lost + 1 :]))
+        return replicated(mesh)
+
+    return tree.map_with_path(one, opt_abstract)
+
+
+def report_shardings(boxed_abstract: Any, shardings: Any) -> str:
+    """A table: parameter, shape, spec, bytes on each device."""
+    rows = [("parameter", "shape", "spec", "MiB/device")]
+    total = 0
+    flat = tree.flatten(nn.unbox(boxed_abstract))
+    for path, sharding in tree.flatten(shardings).items():
+        leaf = flat[path]
+        size = int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        spec = ",".join(str(axis) for axis in sharding.spec) or "-"
+        rows.append((path, "x".join(map(str, leaf.shape)), spec, f"{size / 2**20:.3f}"))
+    rows.append(("total", f"{tree.num_params(flat):,} parameters", "", f"{total / 2**20:.3f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+
+
+def jit_sharded(fn, mesh: Mesh, *, in_shardings=None, out_shardings=None, donate=()):
+    """``jax.jit`` with explicit shardings under the mesh, which reaches the layers by ``set_mesh``."""
+    kwargs = {}
+    if in_shardings is not None:
+        kwargs["in_shardings"] = in_shardings
+    if out_shardings is not None:
+        kwargs["out_shardings"] = out_shardings
+    jitted = jax.jit(fn, donate_argnums=donate, **kwargs)
+
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return jitted(*args)
+
+    call.jitted = jitted
+    return call
