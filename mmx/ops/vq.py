@@ -1,0 +1,269 @@
+"""Vector quantization: nearest code, its losses, and a codebook kept by running means.
+
+The codebook is plain state in, state out: `VQState` lives in the task's `extra`, is never given
+to an optimiser, and `ema_update`, `restart_dead` and `init_from_vectors` return a new one. These
+three see the whole batch at once (under jit: the global one), with one key, so that all devices
+hold the same codebook. Legend: Z latent width, E number of codes, N all leading axes as one.
+Source: arXiv 1711.00937 (VQ, EMA in app. A.1), 2110.04627 (low width, l2-normalised).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmx.ops.quantize import (
+    Quantized,
+    code_histogram,
+    entropy_loss,
+    straight_through,
+    usage_metrics,
+)
+
+_EPSILON = 1e-5  # of the Laplace smoothing (arXiv 1711.00937's public code)
+_CHUNK = 1024  # codes compared at once: 65,536 latents then need 256 MB, not 2 GB for 8192 codes
+
+
+class VQState(NamedTuple):
+    """A codebook kept by running means.
+
+    codebook_EZ: float32 [E, Z], the codes in use.
+    count_E: float32 [E], running mean of how many latents of a batch each code got.
+    sum_EZ: float32 [E, Z], running mean of the sum of those latents.
+    """
+
+    codebook_EZ: jax.Array
+    count_E: jax.Array
+    sum_EZ: jax.Array
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """x [..., Z] scaled to unit length, with a finite gradient at 0."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+
+
+def init_vq(key: jax.Array, num_codes: int, width: int) -> VQState:
+    """A codebook of random directions, unit length on average, each code counted once (ours)."""
+    codebook_EZ = jax.random.normal(key, (num_codes, width)) / width**0.5
+    return VQState(codebook_EZ, jnp.ones(num_codes), codebook_EZ)
+
+
+def nearest_codes(z: jax.Array, codebook_EZ: jax.Array) -> jax.Array:
+    """Codes with the least Euclidean distance, the lowest code among equals.
+
+    |e|^2 - 2 z.e by matrix product, over pieces of the codebook (latents may be sharded over
+    devices, the codebook is not), so no [N, E, Z] and for large E no [N, E] array is made.
+
+    Args:
+      z: float [..., Z].
+      codebook_EZ: float [E, Z].
+
+    Returns:
+      int32 [...].
+    """
+    num_codes, width = codebook_EZ.shape
+    z_NZ = z.reshape(-1, width).astype(jnp.float32)
+    pieces = -(-num_codes // _CHUNK)
+    size = -(-num_codes // pieces)
+    padding = pieces * size - num_codes
+    padded_EZ = jnp.pad(codebook_EZ.astype(jnp.float32), ((0, padding), (0, 0)))
+    norm_E = jnp.pad(
+        jnp.square(codebook_EZ).sum(-1), (0, padding), constant_values=jnp.inf
+    )  # a code that only fills up the last piece is infinitely far
+
+    def one_piece(best, piece):
+        best_distance_N, best_code_N = best
+        codes_eZ, norm_e, first = piece
+        distance_Ne = norm_e - 2 * jnp.dot(z_NZ, codes_eZ.T, precision="highest")
+        distance_N = distance_Ne.min(-1)
+        # The lowest column at the minimum. jnp.argmin says the same; XLA's CPU code for it does
+        # not vectorise.
+        column_e = jnp.arange(size, dtype=jnp.int32)
+        at_minimum_Ne = distance_Ne == distance_N[:, None]
+        code_N = first + jnp.where(at_minimum_Ne, column_e, size - 1).min(-1)
+        closer_N = distance_N < best_distance_N
+        best_distance_N = jnp.where(closer_N, distance_N, best_distance_N)
+        return (best_distance_N, jnp.where(closer_N, code_N, best_code_N)), None
+
+    start = (jnp.full(len(z_NZ), jnp.inf), jnp.zeros(len(z_NZ), jnp.int32))
+    xs = (
+        padded_EZ.reshape(pieces, size, width),
+        norm_E.reshape(pieces, size),
+        jnp.arange(pieces, dtype=jnp.int32) * size,
+    )
+    (_, code_N), _ = jax.lax.scan(one_piece, start, xs)
+    return code_N.reshape(z.shape[:-1])
+
+
+def vq(
+    z: jax.Array,
+    codebook_EZ: jax.Array,
+    *,
+    normalize: bool = True,
+    commitment_weight: float = 0.25,
+    codebook_weight: float = 0.0,
+    entropy_weight: float = 0.0,
+    entropy_temperature: float = 0.01,
+) -> Quantized:
+    """Replaces each latent by its nearest code.
+
+    Args:
+      z: float [..., Z].
+      codebook_EZ: float [E, Z]: `VQState.codebook_EZ`, or a parameter.
+      normalize: compare and return unit vectors (cosine distance).
+      commitment_weight: of mean (z - sg(e))^2; 0.25 in arXiv 1711.00937 and MaskGIT.
+      codebook_weight: of mean (sg(z) - e)^2. 0 for a codebook kept by `ema_update`: then no
+        gradient reaches it, by any of the losses. 1 where the codebook is a parameter.
+      entropy_weight: of `entropy_loss` of -distance^2 / entropy_temperature; 0.1 in MaskGIT. Needs
+        an [N, E] array.
+      entropy_temperature: 0.01 in MaskGIT.
+
+    Returns:
+      Quantized.
+    """
+    z = z.astype(jnp.float32)
+    codebook_EZ = codebook_EZ.astype(jnp.float32)
+    if codebook_weight == 0:
+        codebook_EZ = jax.lax.stop_gradient(codebook_EZ)
+    if normalize:
+        z, codebook_EZ = l2_normalize(z), l2_normalize(codebook_EZ)
+    codes = jax.lax.stop_gradient(nearest_codes(z, codebook_EZ))
+    e = codebook_EZ[codes]
+    commitment = jnp.square(z - jax.lax.stop_gradient(e)).mean()
+    metrics = usage_metrics(code_histogram(codes, codebook_EZ.shape[0]))
+    metrics["commitment"] = commitment
+    loss = commitment_weight * commitment
+    if codebook_weight:
+        loss += codebook_weight * jnp.square(jax.lax.stop_gradient(z) - e).mean()
+    if entropy_weight:
+        z_NZ = z.reshape(-1, z.shape[-1])
+        # |z|^2 is the same for all codes and drops out of the softmax.
+        affinity_NE = 2 * z_NZ @ codebook_EZ.T - jnp.square(codebook_EZ).sum(-1)
+        metrics["entropy"] = entropy_loss(affinity_NE / entropy_temperature)
+        loss += entropy_weight * metrics["entropy"]
+    return Quantized(codes, straight_through(z, e), loss, metrics)
+
+
+def vq_decode(codes: jax.Array, codebook_EZ: jax.Array, *, normalize: bool = True) -> jax.Array:
+    """float32 [..., Z]: the vectors of int codes [...], as `vq` returned them in z_q."""
+    codebook_EZ = codebook_EZ.astype(jnp.float32)
+    return (l2_normalize(codebook_EZ) if normalize else codebook_EZ)[codes]
+
+
+def ema_update(
+    state: VQState, z: jax.Array, codes: jax.Array, *, decay: float = 0.99, normalize: bool = True
+) -> VQState:
+    """Moves each code towards the mean of the latents that chose it.
+
+    N <- g N + (1 - g) n, m <- g m + (1 - g) sum(z), e = m / N, with N smoothed towards equal counts
+    so that a code that nobody chooses cannot divide by 0.
+
+    Args:
+      state: before the batch.
+      z: float [..., Z], the latents as given to `vq` (normalised here when `vq` does so).
+      codes: int [...], what `vq` chose for them.
+      decay: g in [0, 1).
+
+    Source: arXiv 1711.00937 app. A.1.
+    """
+    num_codes, width = state.codebook_EZ.shape
+    z_NZ = jax.lax.stop_gradient(z).reshape(-1, width).astype(jnp.float32)
+    if normalize:
+        z_NZ = l2_normalize(z_NZ)
+    count_E = decay * state.count_E + (1 - decay) * code_histogram(codes, num_codes)
+    sum_EZ = decay * state.sum_EZ + (1 - decay) * _sum_by_code(z_NZ, codes, num_codes)
+    return VQState(_smoothed_mean(sum_EZ, count_E), count_E, sum_EZ)
+
+
+def _sum_by_code(z_NZ, codes, num_codes):
+    return jnp.zeros((num_codes, z_NZ.shape[1])).at[codes.reshape(-1)].add(z_NZ)
+
+
+def _smoothed_mean(sum_EZ, count_E):
+    total = count_E.sum()
+    share_E = (count_E + _EPSILON) / (total + _EPSILON * count_E.shape[0])
+    return sum_EZ / (share_E * total)[:, None]
+
+
+def restart_dead(
+    state: VQState, z: jax.Array, key: jax.Array, *, threshold: float, normalize: bool = True
+) -> tuple[VQState, jax.Array]:
+    """Replaces each code whose running count is below `threshold` by a latent of this batch.
+
+    Different dead codes get different latents as long as the batch has enough. A restarted code
+    starts with the mean count, or the threshold if that is more, so it has time to win latents
+    (ours). Live codes stay as they are, to the bit.
+
+    Args:
+      state: after `ema_update`.
+      z: float [..., Z], the latents of the batch.
+      key: one key for the batch (codes are shared by all rows).
+      threshold: in latents a batch; a codebook in even use has N / E.
+
+    Returns:
+      The new state, and the number of codes restarted (int32 scalar).
+
+    Source: arXiv 2005.00341 sec. 3.1 (random restarts).
+    """
+    width = state.codebook_EZ.shape[1]
+    z_NZ = jax.lax.stop_gradient(z).reshape(-1, width).astype(jnp.float32)
+    if normalize:
+        z_NZ = l2_normalize(z_NZ)
+    is_dead_E = state.count_E < threshold
+    order_N = jax.random.permutation(key, z_NZ.shape[0])
+    nth_dead_E = jnp.maximum(jnp.cumsum(is_dead_E) - 1, 0)
+    fresh_EZ = z_NZ[order_N[nth_dead_E % z_NZ.shape[0]]]
+    fresh_count = jnp.maximum(state.count_E.mean(), threshold)
+    codebook_EZ = jnp.where(is_dead_E[:, None], fresh_EZ, state.codebook_EZ)
+    count_E = jnp.where(is_dead_E, fresh_count, state.count_E)
+    sum_EZ = jnp.where(is_dead_E[:, None], fresh_EZ * fresh_count, state.sum_EZ)
+    return VQState(codebook_EZ, count_E, sum_EZ), is_dead_E.sum()
+
+
+def init_from_vectors(
+    key: jax.Array,
+    vectors: jax.Array,
+    num_codes: int,
+    *,
+    num_iters: int = 10,
+    normalize: bool = True,
+) -> VQState:
+    """k-means over a batch of vectors, as the first codebook (or as a whole tokenizer of patches).
+
+    Starts from different random vectors; a code that no vector chooses is moved to a random vector
+    in the next round.
+
+    Args:
+      key: one key.
+      vectors: float [..., Z].
+      num_codes: E; should be well below the number of vectors.
+      num_iters: rounds; 10 (ours).
+      normalize: spherical k-means, for `vq(normalize=True)`.
+
+    Returns:
+      VQState whose counts are the sizes of the clusters.
+    """
+    x_NZ = vectors.reshape(-1, vectors.shape[-1]).astype(jnp.float32)
+    if normalize:
+        x_NZ = l2_normalize(x_NZ)
+    empty = VQState(
+        jnp.zeros((num_codes, x_NZ.shape[1])),
+        jnp.zeros(num_codes),
+        jnp.zeros((num_codes, x_NZ.shape[1])),
+    )
+    start, _ = restart_dead(empty, x_NZ, key, threshold=0.5, normalize=normalize)
+
+    def one_round(i, state):
+        seeded, _ = restart_dead(
+            state, x_NZ, jax.random.fold_in(key, i), threshold=0.5, normalize=normalize
+        )
+        codes_N = nearest_codes(x_NZ, seeded.codebook_EZ)
+        count_E = code_histogram(codes_N, num_codes)
+        sum_EZ = _sum_by_code(x_NZ, codes_N, num_codes)
+        mean_EZ = sum_EZ / jnp.maximum(count_E, 1)[:, None]
+        if normalize:
+            mean_EZ = l2_normalize(mean_EZ)
+        mean_EZ = jnp.where(count_E[:, None] > 0, mean_EZ, seeded.codebook_EZ)
+        return VQState(mean_EZ, count_E, sum_EZ)
+
+    return jax.lax.fori_loop(0, num_iters, one_round, start)
