@@ -1,0 +1,90 @@
+"""Build a TFDS data set whole or not at all: in a folder aside, renamed at the end.
+
+A process killed half-way leaves only ``.incomplete-*`` folders, which no reader looks at and the
+next build removes. TFDS itself renames before our tokenizer file is there, hence the second folder.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmx.core.errors import UserError
+from mmx.data.text import FILE_NAME, train_tokenizer
+
+VOCAB_SIZE = 2048  # ours: upper bound; small data end below it
+_ASIDE = ".incomplete-"
+
+
+def default_data_dir(data_dir: str | Path | None = None) -> Path:
+    """``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets, as TFDS has it."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser().absolute()
+
+
+def is_prepared(directory: Path) -> bool:
+    return (directory / "dataset_info.json").is_file() and (directory / FILE_NAME).is_file()
+
+
+def build(
+    data_dir: Path, relative: str, make_builder: Callable[[str], Any], captions: Iterable[str]
+) -> bool:
+    """Run a TFDS builder and train the tokenizer; both appear at once, complete.
+
+    Args:
+      data_dir: where data sets lie.
+      relative: ``NAME/VERSION`` or ``NAME/CONFIG/VERSION`` inside it.
+      make_builder: data directory -> tfds builder that writes to ``relative`` in it.
+      captions: training captions; read after the builder ran.
+
+    Returns:
+      False when the data set was there already, built by this call's rival.
+
+    Raises:
+      UserError: the disk is full, the directory cannot be written, or something else lies there.
+    """
+    target = data_dir / relative
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(data_dir / relative.split("/")[0]) as aside_root:
+            if is_prepared(target):
+                return False
+            if target.exists():
+                raise UserError(f"{target} is there and mmx did not make it; move it away first")
+            aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=aside_root))
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces the folder aside
+                    make_builder(str(aside)).download_and_prepare()
+                built = aside / relative
+                train_tokenizer(captions, VOCAB_SIZE, built / FILE_NAME)
+                built.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"--data_dir={data_dir}: cannot write there ({error})") from error
+    return True
+
+
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[Path]:
+    """One build at a time in ``root``; what lies aside when we hold the lock is a dead build's."""
+    import fcntl
+
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in root.glob(f"{_ASIDE}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield root
+
+
+def quiet_tfds() -> None:
+    """TFDS's own bars and notices off: a build shows ours."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    tfds.disable_progress_bar()
+    logging.set_verbosity(logging.ERROR)

@@ -1,0 +1,123 @@
+"""Image files to arrays, and the two augmentations that keep a caption true.
+
+Legend: H W height and width in pixels.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000  # ours: 8000 x 8000; a decoded image of 192 MB
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # 16-bit grey, by the version of Pillow
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is the reason, in a few words."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode a PNG, JPEG or WebP file.
+
+    Transparent parts show white; the EXIF rotation is applied; CMYK, palette, grey and 16-bit
+    images become 8-bit RGB (16-bit: the high byte). Of an animation, the first frame.
+
+    Args:
+      data: the bytes of the file.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      ImageError: empty, corrupt or truncated file, another format, or more than 64 million pixels.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a decompression bomb up to twice its limit; we have our own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"too large: {width}x{height}, more than {MAX_PIXELS:,} pixels")
+        image.load()
+        return np.asarray(_to_rgb(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("not a PNG, JPEG or WebP image") from error
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        raise ImageError(f"corrupt or truncated: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.info:  # the usual case, and the fast one
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _WIDE_MODES:
+        wide = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Centre crop to a square, then resize with antialiasing.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: pixels of a side.
+
+    Returns:
+      uint8 [size, size, 3]; ``image`` itself when it has that shape already.
+    """
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    # Pillow's filters widen with the scale, so a reduction averages over the pixels it drops.
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized)
+
+
+def shift_flip(image: np.ndarray, rng: np.random.Generator, shift: int, flip: bool) -> np.ndarray:
+    """Move an image by up to ``shift`` pixels each way, and mirror it half of the time.
+
+    What moves in takes the colour of the nearest border pixel. Always makes the same number of
+    draws.
+
+    Args:
+      image: uint8 [H, W, 3].
+      rng: the row's generator.
+      shift: largest move in pixels, 0 for none.
+      flip: whether to mirror; only where a mirrored image keeps its caption true (no text, no left
+        or right).
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    down, right = (int(d) for d in rng.integers(-shift, shift + 1, size=2))
+    mirror = rng.random() < 0.5
+    if down or right:
+        height, width = image.shape[:2]
+        rows = np.clip(np.arange(height) - down, 0, height - 1)
+        columns = np.clip(np.arange(width) - right, 0, width - 1)
+        image = image[rows[:, None], columns]
+    return image[:, ::-1] if flip and mirror else image

@@ -1,0 +1,251 @@
+"""Open a prepared TFDS data set of images with texts: random access, no builder code, no
+tensorflow.
+
+A data set is found by its directory, ``DATA_DIR/NAME[/CONFIG]/VERSION`` (newest version). It has to
+be prepared as ArrayRecord, the format of TFDS with random access.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmx.core.errors import UserError
+from mmx.data.build import default_data_dir
+from mmx.data.image import ImageError, decode
+from mmx.data.text import FILE_NAME as TOKENIZER_FILE
+
+LABEL_CAPTION = "a photo of a {label}"
+_TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
+_CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
+_HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What is known of a data set without reading its examples.
+
+    Attributes:
+      name: ``"openmoji/32"``.
+      directory: of the version that was opened.
+      attribution: who made it and its licence, to be shown with every picture; "" when not stated.
+      tokenizer_path: the tokenizer trained on its captions, None when there is none.
+      splits: split -> number of examples.
+    """
+
+    name: str
+    directory: Path
+    attribution: str
+    tokenizer_path: Path | None
+    splits: Mapping[str, int]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of what the data set holds: equal for equal builds, wherever they lie.
+
+        Files are hashed whole up to 64 MiB together, by name and size only beyond that.
+        """
+        files = sorted(
+            path
+            for path in self.directory.iterdir()
+            if path.is_file() and not path.name.startswith(".")
+        )
+        whole = sum(path.stat().st_size for path in files) <= _HASH_BYTES
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            if whole or path.suffix == ".json":
+                digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+class Source:
+    """Random access to one split; safe to share between threads.
+
+    ``source[i]`` is a dict: ``"image"`` uint8 [H, W, 3] (read-only), ``"text"`` the caption (str),
+    and every other scalar or text feature of the data set by its name.
+
+    Attributes:
+      info: of the whole data set.
+      split: ``"train"``, or a slice such as ``"train[:10%]"``.
+    """
+
+    def __init__(self, info: DataInfo, split: str, records: Any, features: Any):
+        self.info, self.split = info, split
+        self._records = records
+        self._image_key, self._text_key, self._label_key, self._kept = _roles(info.name, features)
+        if self._label_key is not None:
+            self._label_name = features[self._label_key].int2str
+        self._cache: dict[int, dict[str, Any]] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:  # Grain prints its sources; the records would be long
+        return f"Source({self.info.name}, {self.split}, {len(self)} examples)"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._cache.get(index)
+        if example is None:
+            example = self._read(index)
+            # Threads may count a race twice or keep an example too many; both are harmless.
+            if self._cached_bytes < _CACHE_BYTES:
+                self._cached_bytes += example["image"].nbytes
+                self._cache[index] = example
+        return dict(example)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        try:
+            image = decode(record[self._image_key])
+        except ImageError as error:
+            raise ImageError(f"{self.info.name} {self.split}[{index}]: {error}") from error
+        image.setflags(write=False)
+        example = {key: _plain(record[key]) for key in self._kept}
+        if self._text_key is not None:
+            text = _plain(record[self._text_key])
+        else:
+            label = self._label_name(int(record[self._label_key])).replace("_", " ")
+            text = LABEL_CAPTION.format(label=label)
+        return {**example, "image": image, "text": text}
+
+
+def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> Source:
+    """Open a split of a prepared data set.
+
+    Args:
+      spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+      split: a split's name, or a slice of one in the syntax of TFDS (``"train[:10%]"``).
+      data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
+
+    Raises:
+      UserError: malformed spec; not prepared (names the command that prepares it); prepared in
+        another format than ArrayRecord; no such split (lists the splits); no image, or no one text
+        or label feature.
+    """
+    import tensorflow_datasets as tfds
+
+    name = _parse(spec)
+    directory = _find(name, default_data_dir(data_dir))
+    try:
+        builder = tfds.builder_from_directory(str(directory))
+    except Exception as error:  # TFDS raises whatever its JSON and protobuf readers raise
+        raise UserError(f"{directory}: TFDS cannot open this data set ({error})") from error
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != "array_record":
+        raise UserError(
+            f"data.source={spec}: prepared as {getattr(file_format, 'value', None)}, but mmx "
+            f"reads array_record; prepare it again with: {_command(name)} --data_dir=ANOTHER_DIR"
+        )
+    info = DataInfo(
+        name=name,
+        directory=directory,
+        attribution=_attribution(directory, builder.info),
+        tokenizer_path=directory / TOKENIZER_FILE
+        if (directory / TOKENIZER_FILE).is_file()
+        else None,
+        splits={key: value.num_examples for key, value in builder.info.splits.items()},
+    )
+    if split.partition("[")[0] not in info.splits:
+        raise UserError(f"data.split={split}: {name} has the splits {', '.join(info.splits)}")
+    features = dict(builder.info.features.items())
+    skip = {key: tfds.decode.SkipDecoding() for key in _of_type(features, "Image")}
+    try:
+        records = builder.as_data_source(split, decoders=skip)
+    except Exception as error:  # a malformed slice, or a file of the split is missing
+        raise UserError(f"data.split={split}: cannot open it in {name} ({error})") from error
+    return Source(info, split, records, features)
+
+
+def _parse(spec: str) -> str:
+    kind, _, name = spec.partition(":")
+    parts = name.split("/")
+    if kind != "tfds" or len(parts) > 2 or not all(map(_NAME.fullmatch, parts)):
+        raise UserError(f"data.source={spec!r}: expected tfds:NAME or tfds:NAME/CONFIG")
+    return name
+
+
+def _versions(directory: Path) -> list[Path]:
+    """Prepared versions in a directory, oldest first."""
+    found = [path.parent for path in directory.glob("*.*.*/dataset_info.json")]
+    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def _find(name: str, root: Path) -> Path:
+    """Directory of the newest prepared version."""
+    versions = _versions(root / name)
+    if versions:
+        return versions[-1]
+    configs = [path.name for path in sorted((root / name).glob("[!.]*")) if _versions(path)]
+    if "/" not in name and configs:
+        raise UserError(
+            f"data.source=tfds:{name}: name one of its configs: "
+            + ", ".join(f"tfds:{name}/{config}" for config in configs)
+        )
+    raise UserError(
+        f"data.source=tfds:{name}: not prepared in {root}; run: {_command(name)} --data_dir {root}"
+    )
+
+
+def _command(name: str) -> str:
+    dataset, _, config = name.partition("/")
+    if dataset == "openmoji":
+        return f"mmx prepare openmoji --config {config or '32'}"
+    return f"tfds build {name} --file_format=array_record"
+
+
+def _of_type(features: Mapping[str, Any], *types: str) -> list[str]:
+    # By name: `Text` is a function-like class in some versions of TFDS and a subclass in others.
+    return [key for key, feature in features.items() if type(feature).__name__ in types]
+
+
+def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str | None, list[str]]:
+    """(image key, text key or None, label key or None, keys of the other scalars and texts)."""
+    images = _of_type(features, "Image")
+    texts, labels = _of_type(features, "Text"), _of_type(features, "ClassLabel")
+    scalars = [
+        key
+        for key, feature in features.items()
+        if type(feature).__name__ in ("Scalar", "Tensor", "ClassLabel") and feature.shape == ()
+    ]
+    image = images[0] if len(images) == 1 else next((k for k in images if k == "image"), None)
+    if image is None:
+        raise UserError(
+            f"data.source=tfds:{name}: has no one image feature; its features: {[*features]}"
+        )
+    text = texts[0] if len(texts) == 1 else next((k for k in _TEXT_NAMES if k in texts), None)
+    label = labels[0] if len(labels) == 1 else next((k for k in labels if k == "label"), None)
+    # A single text beside a label is often an id or a file name: the caption has to be called one.
+    if label is not None and text is not None and text not in _TEXT_NAMES:
+        text = None
+    if text is None and label is None:
+        raise UserError(
+            f"data.source=tfds:{name}: needs a text feature (called caption or text where there "
+            f"are several) or a label; its features: {[*features]}"
+        )
+    kept = [key for key in (*texts, *scalars) if key not in ("image", "text")]
+    return image, text, None if text is not None else label, kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _attribution(directory: Path, info: Any) -> str:
+    metadata = directory / "metadata.json"
+    if metadata.is_file():
+        stated = json.loads(metadata.read_text()).get("attribution")
+        if stated:
+            return str(stated)
+    return (info.redistribution_info.license or "").strip()
