@@ -120,7 +120,7 @@ def lecam_penalty(state: LecamState, real: jax.Array, fake: jax.Array) -> jax.Ar
     Returns:
       float32 scalar, for the discriminator's loss.
 
-    Source: arXiv 2104.03310 eq. 4.
+    Source: arXiv 2104.03310 sec. 3, the squared form.
     """
     state = jax.lax.stop_gradient(state)
     to_fake = jnp.square(_f32(real) - state.fake).mean()

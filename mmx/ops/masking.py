@@ -1,8 +1,8 @@
 """What a masked generative transformer hides in training, and the loss on what was hidden.
 
 Every function that draws takes one key per row, so a row's draw does not depend on the batch it
-sits in. Legend: B batch, S image tokens, V vocabulary. Source: Muse (arXiv 2301.00704, sec. 2.7),
-MaskGIT (arXiv 2202.04200, sec. 3.1).
+sits in. Legend: B batch, S image tokens, V vocabulary.
+Source: Muse (arXiv 2301.00704, sec. 2.6, 2.7), MaskGIT (arXiv 2202.04200, sec. 3.1).
 """
 
 import jax
@@ -23,7 +23,7 @@ def sample_mask_rate(keys_B: jax.Array) -> jax.Array:
     Returns:
       rate_B: float32 [B] in [0, 1].
 
-    Source: arXiv 2301.00704 sec. 2.7 (from arXiv 2202.04200 sec. 3.3).
+    Source: arXiv 2301.00704 sec. 2.6 (from arXiv 2202.04200 sec. 3.3).
     """
     u_B = jax.vmap(jax.random.uniform)(keys_B)
     return jnp.cos(0.5 * jnp.pi * u_B)

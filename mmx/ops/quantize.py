@@ -106,7 +106,7 @@ def fsq_decode(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
 def _fsq_constants(levels, width):
     if min(levels) < 3 or math.prod(levels) >= 2**31:
         raise UserError(
-            f"levels = {list(levels)}: give at least 3 each (for 2 there is LFQ), product below 2^31"
+            f"levels = {list(levels)}: at least 3 each (for 2 there is LFQ), product < 2^31"
         )
     if len(levels) != width:
         raise ValueError(f"FSQ with {len(levels)} levels needs latents that wide, not {width}")
@@ -144,7 +144,7 @@ def lfq(
     Raises:
       UserError: Z > 24.
 
-    Source: arXiv 2310.05737 sec. 3.1, eq. 3-5.
+    Source: arXiv 2310.05737 sec. 3.1; weights from arXiv 2409.16211.
     """
     num_bits = z.shape[-1]
     if num_bits > 24:
@@ -211,7 +211,7 @@ def entropy_loss(affinity_NE: jax.Array) -> jax.Array:
       float32 scalar in [-ln E, ln E]: -ln E when each latent is sure of its code and all codes
       are used alike, 0 when all latents choose one code.
 
-    Source: arXiv 2202.04200 (tokenizer), arXiv 2310.05737 eq. 4.
+    Source: arXiv 2202.04200 (tokenizer), arXiv 2310.05737 sec. 3.1.
     """
     log_p_NE = jax.nn.log_softmax(affinity_NE.astype(jnp.float32), axis=-1)
     p_NE = jnp.exp(log_p_NE)

@@ -203,7 +203,7 @@ def restart_dead(
     Returns:
       The new state, and the number of codes restarted (int32 scalar).
 
-    Source: arXiv 2005.00341 sec. 3.1 (random restarts).
+    Source: arXiv 2005.00341 (random restarts).
     """
     width = state.codebook_EZ.shape[1]
     z_NZ = jax.lax.stop_gradient(z).reshape(-1, width).astype(jnp.float32)
