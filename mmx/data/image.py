@@ -7,7 +7,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # ours: 8000 x 8000; a decoded image of 192 MB
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -67,6 +67,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def normalise(data: bytes, size: int | None) -> bytes:
+    """The bytes of an image file as a data set stores them: readable by all as 8-bit RGB.
+
+    Args:
+      data: the bytes of a PNG, JPEG or WebP file.
+      size: pixels of a side after ``fit``; None keeps the image's own size.
+
+    Returns:
+      ``data`` itself where it is a plain RGB PNG or JPEG and keeps its size, else a PNG.
+
+    Raises:
+      ImageError: as ``decode``.
+    """
+    image = decode(data)
+    if size is None and _is_plain(data):
+        return data
+    return encode_png(image if size is None else fit(image, size))
+
+
+def _is_plain(data: bytes) -> bool:
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return (
+        image.format in ("PNG", "JPEG")
+        and image.mode == "RGB"
+        and orientation == 1
+        and not image.has_transparency_data
+    )
 
 
 def encode_png(image: np.ndarray) -> bytes:

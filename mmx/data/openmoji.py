@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from mmx.core.errors import UserError
 from mmx.data import build, emoji_table, raster
+from mmx.data.parallel import parallel_map
 
 ATTRIBUTION = "OpenMoji, CC BY-SA 4.0"
 SIZES = ("32", "64")
@@ -65,7 +66,7 @@ class Openmoji(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         folder, entries = emoji_table.load_entries()
         draw = functools.partial(raster.rasterise, size=int(self.builder_config.name))
         paths = [folder / f"{entry.codepoints}.svg" for entry in entries]
-        drawn = raster.parallel_map(draw, paths, f"openmoji/{self.builder_config.name}: drawing")
+        drawn = parallel_map(draw, paths, f"openmoji/{self.builder_config.name}: drawing")
         png_of = dict(zip([entry.codepoints for entry in entries], drawn))
         splits = emoji_table.assign_splits(entries)
         return {split: self._generate_examples(chosen, png_of) for split, chosen in splits.items()}
