@@ -1,0 +1,94 @@
+"""Images as numbers: 8-bit conversion, PSNR, use of a codebook.
+
+B batch, H W pixels, C channels, E codebook entries, S tokens of an image.
+"""
+
+import numpy as np
+
+from mmx.eval import stats
+
+MAX_PSNR = 100.0  # ours: what equal images count as, so that a mean stays finite
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Image in [-1, 1] -> uint8 0..255: clipped, then floor(127.5 x + 128), halves rounded up.
+
+    The inverse of `from_uint8` for all 256 levels. Raises ValueError on a value that is not finite:
+    what a cast makes of it depends on the machine.
+    """
+    image = np.asarray(image, np.float32)
+    if not np.isfinite(image).all():
+        raise ValueError(f"{(~np.isfinite(image)).sum()} values of the image are not finite")
+    return np.floor(np.clip(image, -1, 1) * 127.5 + 128).clip(0, 255).astype(np.uint8)
+
+
+def from_uint8(image_u8: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 in [-1, 1]: x / 127.5 - 1."""
+    image_u8 = np.asarray(image_u8)
+    if image_u8.dtype != np.uint8:
+        raise ValueError(f"expected uint8, got {image_u8.dtype}")
+    return (image_u8 / 127.5 - 1).astype(np.float32)
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """uint8 images, or float ones in [-1, 1] (clipped there), as float32 in [-1, 1]."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return from_uint8(images)
+    return np.clip(images.astype(np.float32), -1, 1)
+
+
+def psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image in dB, [B]: 10 log10(4 / mse), peak 2.
+
+    Both [B, H, W, C], uint8 or float in [-1, 1]; values beyond are clipped, as a viewer would, but
+    not rounded to 8 bits. At most `MAX_PSNR`; nan where an image is not finite.
+    """
+    images, recon = np.asarray(images_BHWC), np.asarray(recon_BHWC)
+    if images.shape != recon.shape or images.ndim != 4:
+        raise ValueError(f"psnr needs two batches [B, H, W, C], got {images.shape}, {recon.shape}")
+    error = as_float(images).astype(np.float64) - as_float(recon)
+    mse_B = (error**2).mean((1, 2, 3))
+    return 10 * np.log10(4 / np.maximum(mse_B, 4 * 10 ** (-MAX_PSNR / 10)))
+
+
+def mean_psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> stats.Score:
+    """Mean over images of `psnr` (not the PSNR of the mean error), bootstrap over images."""
+    return stats.mean(psnr(images_BHWC, recon_BHWC))
+
+
+def perplexity(counts_E: np.ndarray) -> float:
+    """exp of the entropy (nats) of the codes' frequencies, in [1, E]."""
+    counts_E = np.asarray(counts_E, np.float64)
+    if counts_E.ndim != 1 or counts_E.min(initial=0) < 0 or not counts_E.sum() > 0:
+        raise ValueError("perplexity needs counts [E] >= 0 that are not all 0")
+    p_E = counts_E[counts_E > 0] / counts_E.sum()
+    return float(np.exp(-(p_E * np.log(p_E)).sum()))
+
+
+def codebook_use(codes: np.ndarray, num_codes: int) -> tuple[stats.Score, stats.Score]:
+    """(share of the codebook used at least once, perplexity) over a set of images.
+
+    Args:
+      codes: int [B, ...], the codes of B >= 2 images, each in [0, num_codes).
+    Intervals: delete-one-image jackknife, and they speak of sets of B images: a larger set uses
+    more codes. Raises ValueError on a code outside the codebook.
+    """
+    codes_BS = np.asarray(codes).reshape(len(codes), -1)
+    if len(codes_BS) < 2:
+        raise ValueError("codebook use needs two images or more")
+    if codes_BS.min() < 0 or codes_BS.max() >= num_codes:
+        raise ValueError(f"codes must be in [0, {num_codes})")
+    counts_E = np.bincount(codes_BS.ravel(), minlength=num_codes)
+    used = int((counts_E > 0).sum())
+    use, spread = [], []
+    for codes_S in codes_BS:
+        ids, times = np.unique(codes_S, return_counts=True)
+        use.append((used - int((counts_E[ids] == times).sum())) / num_codes)
+        rest_E = counts_E.copy()
+        rest_E[ids] -= times
+        spread.append(perplexity(rest_E) if rest_E.any() else np.nan)
+    return (
+        stats.jackknife(used / num_codes, np.array(use), 0.0, 1.0),
+        stats.jackknife(perplexity(counts_E), np.array(spread), 1.0, float(num_codes)),
+    )

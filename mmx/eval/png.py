@@ -1,0 +1,81 @@
+"""PNG files that say how they were made: JSON in a text chunk, written whole or not at all."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from mmx.core.errors import UserError
+from mmx.eval import images as im
+
+KEY = "mmx"
+
+
+def save_picture(path: str | os.PathLike, picture: Image.Image, metadata: Mapping) -> Path:
+    """Write a PIL image as PNG with `metadata` (run, step, prompts, seed, settings ...) inside.
+
+    The file appears under its name only when it is complete and on the disk: readers see the old
+    one or the new one. Missing folders are made. The same picture and metadata give the same bytes.
+
+    Args:
+      path: must end in .png; metadata: what JSON can hold, numpy scalars and arrays too, no nan.
+        Its "attribution", if any, also goes into the standard chunk "Copyright".
+    Raises UserError on another suffix; OSError as the disk does (full, not allowed).
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: pictures are written as PNG, so the name has to end in .png")
+    info = PngImagePlugin.PngInfo()
+    # ASCII JSON (other letters escaped) fits the plain text chunk that every tool reads.
+    info.add_text(KEY, json.dumps(metadata, sort_keys=True, allow_nan=False, default=_plain))
+    info.add_text("Software", "mmx")
+    if metadata.get("attribution"):
+        info.add_itxt("Copyright", metadata["attribution"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            picture.save(file, format="PNG", pnginfo=info, optimize=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray, metadata: Mapping) -> Path:
+    """Write one image [H, W, 3], uint8 or float in [-1, 1], at its own size; see `save_picture`."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an image [H, W, 3], got shape {image.shape}")
+    image_u8 = image if image.dtype == np.uint8 else im.to_uint8(image)
+    return save_picture(path, Image.fromarray(image_u8), metadata)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata that `save_picture` wrote. Raises UserError if the file or they are missing."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # text may follow the pixels
+            text = picture.info.get(KEY)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: not a whole picture ({error})") from None
+    if text is None:
+        raise UserError(f"{path}: holds no metadata of mmx; was it saved again by another program?")
+    return json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"metadata cannot hold {type(value).__name__}")
