@@ -18,6 +18,7 @@ DEMO = [
 ]
 TEST = [
     *DEMO,
+    "hypothesis>=6.140",
     "packaging>=25.0",
     "pytest>=9.0",
     "setuptools>=77.0",  # a test builds the wheel
@@ -38,6 +39,7 @@ setup(
     package_dir={"mmx.configs": "configs"},
     entry_points={"console_scripts": ["mmx = mmx.cli.main:main"]},
     install_requires=[
+        "absl-py>=2.3",
         "flax>=0.12.3",
         "grain>=0.2.15",
         "jax>=0.10.0",
@@ -46,6 +48,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.33",
         "pillow>=12.0",
+        "safetensors>=0.6",
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.22",
