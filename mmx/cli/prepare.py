@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+HELP = "turn OpenMoji or your own images into a data set"
 EXAMPLES = """examples:
   mmx prepare openmoji                          # 3,568 captioned drawings at 32 pixels, a few
   seconds mmx prepare openmoji --config all

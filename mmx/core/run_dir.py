@@ -52,6 +52,10 @@ class RunDir:
     def metrics_file(self) -> Path:
         return self.path / "metrics.json"
 
+    @property
+    def attribution_file(self) -> Path:
+        return self.path / "attribution.txt"
+
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name
 

@@ -8,7 +8,7 @@ from mmx.core import config as configs
 from mmx.core import rng
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
-from mmx.core.run_dir import RunDir, parse_run, record_environment
+from mmx.core.run_dir import RunDir, parse_run, record_environment, write_atomic
 from mmx.data import pipeline
 from mmx.data.source import open_source
 from mmx.train import optim, preemption
@@ -103,7 +103,7 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
                 f"in {run.path}. Lower config.optim.lr or config.optim.clip_norm and start anew."
             )
         if done % config.log_every == 0 or done == config.steps:
-            values |= meter.read(done)
+            values |= meter.read(done, loader.wait_seconds)
             writer.scalars(done, values)
             progress.update(done, _brief(values))
         elif progress.tty:
@@ -118,6 +118,8 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
     )
     scores, pending, saved = {}, None, start if restored else -1
     source = open_source(config.data.source, config.data.split, config.data.data_dir)
+    if is_host_0 and source.info.attribution:
+        write_atomic(run.attribution_file, source.info.attribution + "\n")
     stream = pipeline.Stream(source, task.transform, config.seed)
     with (
         preemption.watch() as stop,
@@ -127,8 +129,7 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
     ):
         try:
             for done in range(start + 1, config.steps + 1):
-                with meter.waiting():
-                    batch = next(loader)
+                batch = next(loader)
                 state, vector = step_fn(state, frozen, batch, key)
                 if pending:
                     finish_step(*pending, meter)

@@ -1,5 +1,6 @@
 """TensorBoard events without tensorflow; host 0 alone writes."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -65,42 +66,41 @@ class Writer:
 
 
 class Meter:
-    """Speed, share of time spent waiting for data, and MFU, over the steps since the last reading."""
+    """Speed, share of time spent waiting for data, and MFU, over the steps since the last reading.
 
-    def __init__(self, step: int, batch_size: int, flops_per_row: float, peak: float):
-        self.batch_size, self.flops_per_row, self.peak = batch_size, flops_per_row, peak
-        self._reset(step)
+    Args:
+      step: steps done so far.
+      batch_size: rows a step.
+      flops_per_row: ``() -> model FLOPs`` of one row's forward and backward pass.
+      peak: FLOP/s of all devices together; 0 where it is not known: then no MFU.
+    """
 
-    def _reset(self, step):
-        self.step, self.began, self.waited, self.idle = step, time.monotonic(), 0.0, 0.0
+    def __init__(self, step: int, batch_size: int, flops_per_row, peak: float):
+        self.batch_size, self.peak = batch_size, peak
+        self.flops_per_row = flops_per_row() if peak else 0.0
+        self._restart(step, 0.0)
 
-    def waiting(self):
-        return _Timer(self, "waited")
+    def _restart(self, step: int, waited: float) -> None:
+        self.step, self.waited_before = step, waited
+        self.began, self.idle = time.monotonic(), 0.0
 
+    @contextlib.contextmanager
     def paused(self):
-        return _Timer(self, "idle")
+        """Time spent here (evaluating, saving) does not count as training."""
+        began = time.monotonic()
+        yield
+        self.idle += time.monotonic() - began
 
-    def read(self, step: int) -> dict[str, float]:
+    def read(self, step: int, waited: float) -> dict[str, float]:
+        """The speeds since the last reading; ``waited``: seconds waited for data since the start."""
         elapsed = max(time.monotonic() - self.began - self.idle, 1e-9)
         rate = (step - self.step) / elapsed
         values = {
             "speed/steps_per_sec": rate,
             "speed/examples_per_sec": rate * self.batch_size,
-            "speed/data_wait_share": self.waited / elapsed,
+            "speed/data_wait_share": (waited - self.waited_before) / elapsed,
         }
         if self.peak:
             values["speed/mfu"] = rate * self.batch_size * self.flops_per_row / self.peak
-        self._reset(step)
+        self._restart(step, waited)
         return values
-
-
-class _Timer:
-    def __init__(self, meter, field):
-        self.meter, self.field = meter, field
-
-    def __enter__(self):
-        self.began = time.monotonic()
-
-    def __exit__(self, *_):
-        spent = time.monotonic() - self.began
-        setattr(self.meter, self.field, getattr(self.meter, self.field) + spent)

@@ -1,0 +1,81 @@
+"""Muse on OpenMoji at 32x32: captions to pictures, the demo.
+
+    mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
+
+About five minutes on two cores. Everything here is ours: no paper trains at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from mmx.core.config import parse_arg
+
+
+def get_config(arg=""):
+    """``:tiny`` is a run of seconds, for tests."""
+    tiny = parse_arg(arg, tiny=False)["tiny"]
+    c = ConfigDict()
+    c.family = "muse"
+    c.seed = 0
+    c.steps = 20 if tiny else 1000
+    c.batch_size = 16 if tiny else 128
+    c.dtype = "float32"
+
+    c.data = dict(
+        source="tfds:openmoji/32",
+        data_dir="",
+        split="train",
+        image_size=32,
+        shift=0,
+        flip=False,
+        threads=1,
+    )
+    c.codec = dict(run="")
+    c.text = dict(max_len=12, width=32 if tiny else 128, depth=1, heads=4)
+    c.model = dict(
+        depth=2 if tiny else 4,
+        width=32 if tiny else 192,
+        heads=2 if tiny else 6,
+        mlp=64 if tiny else 768,
+        patch=2,
+        code_width=16 if tiny else 48,
+        activation="relu2",
+        remat=False,
+    )
+    c.loss = dict(label_smoothing=0.0, text_drop=0.1)
+    c.optim = dict(
+        name="adamw",
+        lr=2e-3,
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.03,
+        warmup_steps=50,
+        clip_norm=1.0,
+        ema=0.0,
+        accum=1,
+    )
+    c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
+    c.sample = dict(
+        steps=12,
+        guidance=3.0,
+        sampling_temperature=1.0,
+        choice_temperature=1.0,
+        schedule="cosine",
+        selection="confidence",
+    )
+    c.preview_prompts = (
+        "red heart",
+        "violin",
+        "dog face",
+        "red apple",
+        "rocket",
+        "thumbs up: dark skin tone",
+        "flag of japan",
+        "woman health worker",
+    )
+    c.eval = dict(splits=("test",), examples=256)
+    c.log_every = 10 if tiny else 50
+    c.eval_every = 10 if tiny else 500
+    c.preview_every = 10 if tiny else 250
+    c.save_every = 10 if tiny else 250
+    c.keep = 2
+    return c

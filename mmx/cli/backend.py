@@ -1,0 +1,18 @@
+"""Starting jax: where compiled programs are kept, and how much it may say."""
+
+import logging
+import os
+from pathlib import Path
+
+
+def start_jax() -> None:
+    """Keep compiled programs on disk, so that a second start does not compile again."""
+    import jax
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmx", "jax"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for name in ("absl", "orbax", "grain", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)

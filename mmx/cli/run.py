@@ -1,0 +1,149 @@
+"""A trained run, opened by its path alone: what ``mmx.load`` returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmx.core import rng as rngs
+from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir, parse_run
+from mmx.models.registry import make_task
+from mmx.train.optim import offline_ema
+from mmx.train.sharding import infer_shardings, make_mesh, replicated
+from mmx.train.start import read_weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """Weights and task of a run.
+
+    Attributes:
+      dir: the run directory.
+      step: of the weights.
+      config, task, mesh: as in training, on the devices that are here.
+      params, extra, frozen: on the devices; params are the averaged ones where the run averages.
+    """
+
+    dir: RunDir
+    step: int
+    config: Any
+    task: Any
+    mesh: Any
+    params: Any
+    extra: Any
+    frozen: Any
+
+    def options(self, **changes):
+        """The run's sampling options with changes; None leaves the run's own. Raises UserError."""
+        if self.config.family != "muse":
+            self.task.sample(None, None, None, None, None, None)
+        from mmx.models.muse.task import SampleOptions
+
+        return SampleOptions.of(self.config, **changes)
+
+    def sample(
+        self,
+        prompts: list[str],
+        negative: str = "",
+        guidance: float | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+    ) -> np.ndarray:
+        """One picture a prompt.
+
+        Args:
+          prompts: n texts.
+          negative: what to keep away from.
+          guidance, steps: the run's own when None.
+          seed: of all draws; sample i depends on (seed, first_index + i) and its prompt only.
+
+        Returns:
+          uint8 [n, H, W, 3].
+
+        Raises:
+          UserError: an empty or over-long prompt, options out of range, a run that cannot sample.
+        """
+        from mmx.eval.images import to_uint8
+
+        out = self.draw(prompts, negative, self.options(guidance=guidance, steps=steps), seed,
+                        first_index)  # fmt: skip
+        return to_uint8(out["image"])
+
+    def draw(self, prompts, negative, options, seed, first_index=0, batch_size=32) -> dict:
+        """:meth:`sample` with codes and the trace of the steps, in batches of one compiled shape."""
+        batch = self.task.prompts(prompts, negative, first_index)
+        whole = replicated(self.mesh)
+        key = jax.device_put(rngs.base_key(seed), whole)
+        sampler = self.task.sampler(self.mesh, options)
+        size = min(batch_size, len(prompts))
+        parts = []
+        for start in range(0, len(prompts), size):
+            part = {k: v[start : start + size] for k, v in batch.items()}
+            real = len(part["index"])
+            part = {k: _pad(v, size) for k, v in part.items()}
+            out = sampler(self.params, self.extra, self.frozen, jax.device_put(part, whole), key)
+            out = jax.tree.map(np.asarray, out)
+            out["trace"] = out["trace"].swapaxes(0, 1)
+            parts.append(jax.tree.map(lambda x: x[:real], out))
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+
+
+def load_run(spec, step: int | None = None, family: str | None = None) -> Run:
+    """Open ``PATH[@STEP]``.
+
+    Args:
+      spec: the run.
+      step: instead of ``@STEP``; the newest when neither is given.
+      family: refuse a run of another family.
+
+    Raises:
+      UserError: no such run or step, another family, a checkpoint that cannot be read or is of
+        another model.
+    """
+    run, named = parse_run(spec)
+    step = named if step is None else step
+    config = run.config()
+    if family and config.family != family:
+        raise UserError(f"{spec} is a run of the family {config.family!r}; {family!r} is needed")
+    params, extra, step = read_weights(run, step)
+    if config.get("offline_ema", 0.0):
+        steps = [s for s in run.steps() if s <= step]
+        params = offline_ema((read_weights(run, s)[0] for s in steps), config.offline_ema)
+    task = make_task(config, run)
+    mesh = make_mesh(_mesh_here(config.mesh))
+    boxed_params, boxed_extra = jax.eval_shape(task.init, rngs.base_key(0))
+    params = _place(run, params, boxed_params, mesh)
+    extra = _place(run, extra, boxed_extra, mesh)
+    return Run(run, step, config, task, mesh, params, extra, task.load_frozen(mesh))
+
+
+def _mesh_here(mesh_config) -> dict:
+    """The run's mesh if it fits the devices here, else all of them on the data axis."""
+    sizes = dict(mesh_config)
+    product = int(np.prod([abs(s) for s in sizes.values()]))
+    if jax.device_count() % product:
+        return {"slice": 1, "data": -1, "fsdp": 1, "tensor": 1}
+    return sizes
+
+
+def _place(run: RunDir, weights, boxed, mesh):
+    wanted = tree.flatten(boxed, is_leaf=lambda x: hasattr(x, "names"))
+    saved = tree.flatten(weights)
+    shape = lambda leaf: tuple(getattr(leaf, "value", leaf).shape)
+    wrong = [p for p in wanted if p not in saved or saved[p].shape != shape(wanted[p])]
+    wrong += [p for p in saved if p not in wanted]
+    if wrong:
+        raise UserError(
+            f"{run.path}: its checkpoint is of another model than its config.json says "
+            f"({len(wrong)} parameters differ, the first: {wrong[0]})"
+        )
+    shardings = tree.flatten(infer_shardings(boxed, mesh))
+    return tree.unflatten({p: jax.device_put(saved[p], shardings[p]) for p in wanted})

@@ -1,0 +1,118 @@
+"""Muse's base model: a transformer that fills in hidden image codes, given a text.
+
+arXiv 2301.00704 sec. 2.3 and table 4: embedded codes plus learned 2-D positions; blocks of self-
+attention, cross-attention to the text, MLP; an MLP head to logits over the codebook. Not given there
+and ours: pre-norm without biases, tanh GELU, qk-norm, heads, and ``patch``.
+
+Axis letters: B batch, S image codes (S = h*w), L positions of the trunk, T text tokens, D width,
+V codebook (padded), Z width of one code's embedding.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmx.core.partition import constrain
+from mmx.nn.conv import depth_to_space, space_to_depth
+from mmx.nn.linear import Dense, Embed, round_up
+from mmx.nn.norm import LayerNorm, RMSNorm
+from mmx.nn.transformer import ACTIVATIONS, Transformer
+
+
+class MuseTransformer(nn.Module):
+    """Logits of every image code, from the visible codes and the text.
+
+    Attributes:
+      num_codes: E of the codec; ids lie in [0, E], where E is the mask id.
+      grid: codes along one side, h = w.
+      depth, width, heads, mlp: of the trunk.
+      patch: codes of a patch x patch square share one position of the trunk. 1 is the paper's; 2 makes
+        the trunk four times shorter, while each code is still hidden and drawn by itself.
+      code_width: width of one code's embedding; the trunk's width where patch is 1.
+      activation: of the MLPs.
+      remat: recompute blocks in the backward pass.
+      dtype: of the computation; logits are float32.
+    """
+
+    num_codes: int
+    grid: int
+    depth: int
+    width: int
+    heads: int
+    mlp: int
+    patch: int = 1
+    code_width: int = 0
+    activation: str = "gelu"
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, ids_BS: jax.Array, text_emb_BTD: jax.Array, text_mask_BT: jax.Array
+    ) -> jax.Array:
+        """Codes or mask ids int [B, S]; text [B, T, any] and its mask bool [B, T] -> [B, S, E]."""
+        B, S = ids_BS.shape
+        h, p = self.grid, self.patch
+        Z = self.code_width if p > 1 else self.width
+        dense = lambda features, names, name: Dense(features, names, dtype=self.dtype, name=name)
+
+        # One row more than there are codes: the mask id is E, never a negative index.
+        x = Embed(round_up(self.num_codes + 1), Z, dtype=self.dtype, name="codes")(ids_BS)
+        if p > 1:
+            x = space_to_depth(x.reshape(B, h, h, Z), p)
+            x = dense(self.width, (None, "embed"), "patch_in")(x)
+        x_BLD = x.reshape(B, S // p**2, self.width) + self._positions()
+        x_BLD = constrain(x_BLD, "act_batch", "act_len", "act_embed")
+
+        # Normalised after the projection, so that a frozen encoder's scale does not matter.
+        text_BTD = dense(self.width, (None, "embed"), "text_in")(text_emb_BTD)
+        text_BTD = RMSNorm(self.dtype, name="text_norm")(text_BTD)
+        x_BLD = Transformer(
+            self.depth,
+            self.heads,
+            self.mlp,
+            self.activation,
+            self.remat,
+            self.dtype,
+            name="trunk",
+        )(x_BLD, context_BTD=text_BTD, context_mask_BT=text_mask_BT)
+
+        y = dense(p**2 * Z, ("embed", None), "head_in")(x_BLD)
+        if p > 1:
+            y = depth_to_space(y.reshape(B, h // p, h // p, p**2 * Z), p)
+        y_BSZ = ACTIVATIONS[self.activation](y.reshape(B, S, Z))
+        y_BSZ = LayerNorm(self.dtype, name="head_norm")(y_BSZ)
+        # Starts at zero, so the first loss is ln E.
+        logits_BSV = Dense(
+            round_up(self.num_codes),
+            ("embed", "vocab"),
+            use_bias=True,
+            dtype=self.dtype,
+            init=nn.initializers.zeros,
+            name="logits",
+        )(y_BSZ)
+        logits_BSV = constrain(logits_BSV, "act_batch", "act_len", "act_vocab")
+        return logits_BSV[..., : self.num_codes].astype(jnp.float32)
+
+    def _positions(self) -> jax.Array:
+        """Learned 2-D positions, a row's plus a column's: [L, D]."""
+        side = self.grid // self.patch
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("position", "embed"))
+        row_hD, column_wD = (
+            self.param(f"position_{axis}", init, (side, self.width), jnp.float32)
+            for axis in ("row", "column")
+        )
+        positions = row_hD[:, None] + column_wD[None]
+        return positions.reshape(side * side, self.width).astype(self.dtype)
+
+
+def count_flops(model: MuseTransformer, text_len: int) -> float:
+    """Model FLOPs of one row's forward and backward pass: 6 a parameter of each matmul and position,
+    and 12 * queries * keys * width for attention; embeddings and recomputation do not count."""
+    D, L, p = model.width, (model.grid // model.patch) ** 2, model.patch
+    S, T = model.grid**2, text_len + 1
+    Z = model.code_width if p > 1 else D
+    block = L * (4 * D * D + 2 * D * D + 2 * D * model.mlp) + T * 2 * D * D
+    attention = 2 * L * (L + T) * D
+    ends = L * D * p**2 * Z * (2 if p > 1 else 1) + S * Z * round_up(model.num_codes)
+    return 6.0 * (model.depth * (block + attention) + ends)

@@ -1,0 +1,341 @@
+"""Muse's base model as a task: text and codes in, masked prediction, pictures out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmx.core import rng as rngs
+from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.core.run_dir import copy_tokenizer
+from mmx.data import pipeline
+from mmx.data.captions import flip_keeps_caption
+from mmx.data.image import fit, shift_flip
+from mmx.data.source import open_source
+from mmx.data.text import Tokenizer
+from mmx.eval.tile import tile
+from mmx.eval.images import to_uint8
+from mmx.models import stages
+from mmx.models.muse import loss as losses
+from mmx.models.muse.model import MuseTransformer, count_flops
+from mmx.models.muse.sample import sample_codes
+from mmx.models.registry import make_codec
+from mmx.nn.text import TextEncoder
+from mmx.ops import masking
+from mmx.train.sharding import batch_sharding, jit_sharded, replicated
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_EVAL_SEED = 20230102  # of the fixed masks of validation: ours
+_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How to decode; the defaults of a run are its ``config.sample``.
+
+    Attributes:
+      steps: decoding steps R.
+      guidance: t at the last step, rising linearly from 0; logits (1+t) cond - t uncond.
+      sampling_temperature: of the logits; 0 takes the most likely code.
+      choice_temperature: of the noise on the confidence, falling linearly to 0.
+      schedule, selection: names of :mod:`mmx.ops.schedules` and :mod:`mmx.ops.decoding`.
+    """
+
+    steps: int
+    guidance: float
+    sampling_temperature: float
+    choice_temperature: float
+    schedule: str
+    selection: str
+
+    @classmethod
+    def of(cls, config, **changes) -> "SampleOptions":
+        """Of ``config.sample``, with the changes that are not None."""
+        base = cls(**{f.name: config.sample[f.name] for f in fields(cls)})
+        options = replace(base, **{k: v for k, v in changes.items() if v is not None})
+        if options.steps < 1:
+            raise UserError(f"steps={options.steps}: at least one decoding step is needed")
+        if options.guidance < 0:
+            raise UserError(f"guidance={options.guidance}: give 0 or more")
+        return options
+
+
+class MuseTask:
+    """Contract 1 for Muse. Frozen weights: ``{"codec": ...}`` of the pinned tokenizer run.
+
+    Args:
+      config: of the family ``muse``.
+      run: the run directory; the codec's run is pinned and the dataset's tokenizer copied there.
+
+    Raises:
+      UserError: no codec named, sizes that do not fit, or a dataset without a tokenizer.
+    """
+
+    family = "muse"
+    batch_coupled = False
+
+    def __init__(self, config, run):
+        self.config, self.run = config, run
+        self._codec_folder = stages.pin(
+            run, "codec", config.codec.run, drop=("params/discriminator",)
+        )
+        self.codec = make_codec(stages.load_config(self._codec_folder))
+        self.grid = self.codec.grid(config.data.image_size)
+        self.mask_id = self.codec.num_codes
+        m = config.model
+        if self.grid % m.patch:
+            raise UserError(
+                f"config.model.patch={m.patch} does not divide the tokenizer's grid of {self.grid}"
+            )
+        self.tokenizer = self._load_tokenizer()
+        dtype = DTYPES[config.dtype]
+        self.model = MuseTransformer(
+            num_codes=self.codec.num_codes,
+            grid=self.grid,
+            depth=m.depth,
+            width=m.width,
+            heads=m.heads,
+            mlp=m.mlp,
+            patch=m.patch,
+            code_width=m.code_width,
+            activation=m.activation,
+            remat=m.remat,
+            dtype=dtype,
+        )
+        text = config.text
+        self.text_encoder = TextEncoder(
+            self.tokenizer.vocab_size, text.width, text.depth, text.heads, m.activation, dtype
+        )
+        self._samplers: dict = {}
+
+    def _load_tokenizer(self) -> Tokenizer:
+        if not self.run.tokenizer_file.is_file():
+            data = self.config.data
+            info = open_source(data.source, data.split, data.data_dir).info
+            if info.tokenizer_path is None:
+                raise UserError(
+                    f"config.data.source={data.source!r} has no tokenizer.json beside it; "
+                    "`mmx prepare` makes one"
+                )
+            copy_tokenizer(self.run, info.tokenizer_path)
+        return Tokenizer.load(self.run.tokenizer_file)
+
+    # Data
+
+    def transform(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """example -> image uint8 [H, W, 3], text_ids int32 [T], text_mask bool [T]."""
+        data = self.config.data
+        image = fit(example["image"], data.image_size)
+        flip = data.flip and flip_keeps_caption(example["text"])
+        image = shift_flip(image, rng, data.shift, flip)
+        text_ids, text_mask = self.tokenizer.encode([example["text"]], self.config.text.max_len)
+        return {"image": image, "text_ids": text_ids[0], "text_mask": text_mask[0]}
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        B, size, T = self.config.batch_size, self.config.data.image_size, self.config.text.max_len
+        return {
+            "image": jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8),
+            "text_ids": jax.ShapeDtypeStruct((B, T), jnp.int32),
+            "text_mask": jax.ShapeDtypeStruct((B, T), jnp.bool_),
+            "position": jax.ShapeDtypeStruct((B,), jnp.uint32),
+        }
+
+    # Parameters
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """(params, {}), every leaf logically named."""
+        T = self.config.text.max_len
+        text_ids = jnp.zeros((1, T), jnp.int32)
+        text_mask = jnp.ones((1, T), bool)
+        text = self.text_encoder.init(rngs.stream(key, "text"), text_ids, text_mask)["params"]
+        text_emb = jnp.zeros((1, T, self.config.text.width))
+        ids = jnp.zeros((1, self.grid**2), jnp.int32)
+        model = self.model.init(rngs.stream(key, "model"), ids, text_emb, text_mask)["params"]
+        return {"text": text, "model": model}, {}
+
+    def abstract_frozen(self) -> Any:
+        return jax.eval_shape(self._frozen_host)
+
+    def load_frozen(self, mesh) -> Any:
+        return jax.device_put(self._frozen_host(), replicated(mesh))
+
+    def _frozen_host(self) -> Any:
+        return {"codec": stages.load_weights(self._codec_folder)}
+
+    def param_labels(self, params: Any) -> Any:
+        """One player."""
+        return tree.map_with_path(
+            lambda path, _: "main", params, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+        )
+
+    # Training
+
+    def codes(self, frozen, image_u8: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] -> codes int32 [B, S]."""
+        image = image_u8.astype(jnp.float32) / 127.5 - 1.0
+        codes = self.codec.encode(frozen["codec"], image)
+        return jax.lax.stop_gradient(codes).reshape(image.shape[0], -1)
+
+    def logits(self, params, ids_BS, text_ids_BT, text_mask_BT) -> jax.Array:
+        """[B, S, E] float32."""
+        text_emb = self.text_emb(params, text_ids_BT, text_mask_BT)
+        return self.model.apply({"params": params["model"]}, ids_BS, text_emb, text_mask_BT)
+
+    def text_emb(self, params, text_ids_BT, text_mask_BT) -> jax.Array:
+        return self.text_encoder.apply({"params": params["text"]}, text_ids_BT, text_mask_BT)
+
+    def loss(self, params, extra, frozen, batch, rng, step, train=True):
+        """(scalar, (metrics, extra)). Every draw of a row comes from (seed, its position)."""
+        del step
+        config = self.config.loss
+        position_B = batch["position"]
+        codes_BS = self.codes(frozen, batch["image"])
+        ids_BS, is_masked_BS = losses.hide(rng, position_B, codes_BS, self.mask_id)
+        text_mask_BT = batch["text_mask"]
+        if train:
+            text_mask_BT = losses.drop_text(rng, position_B, text_mask_BT, config.text_drop)
+        loss, metrics = losses.masked_loss(
+            lambda ids, mask: self.logits(params, ids, batch["text_ids"], mask),
+            codes_BS,
+            ids_BS,
+            is_masked_BS,
+            text_mask_BT,
+            config.label_smoothing,
+        )
+        return loss, (metrics, extra)
+
+    def train_flops_per_row(self) -> float:
+        return count_flops(self.model, self.config.text.max_len)
+
+    # Sampling
+
+    def sample(self, params, extra, frozen, prompt_batch, rng, options: SampleOptions):
+        """Draw pictures for prompts; pure, for jit.
+
+        Args:
+          prompt_batch: text_ids, text_mask [B, T]; negative_ids, negative_mask [B, T] (an all-False
+            mask for none); ids [B, S], ``mask_id`` where to draw; index [B], which sample each is:
+            its noise depends on (rng, index) alone.
+
+        Returns:
+          {"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [R, B, S]}.
+        """
+        del extra
+        batch = prompt_batch
+        codes_BS, trace_RBS = sample_codes(
+            lambda ids, emb, mask: self.model.apply({"params": params["model"]}, ids, emb, mask),
+            self.text_emb(params, batch["text_ids"], batch["text_mask"]),
+            batch["text_mask"],
+            self.text_emb(params, batch["negative_ids"], batch["negative_mask"]),
+            batch["negative_mask"],
+            batch["ids"],
+            rngs.row_keys(rng, "sample", batch["index"]),
+            mask_id=self.mask_id,
+            options=options,
+        )
+        image = self.decode(frozen, codes_BS)
+        return {"image": image, "codes": codes_BS, "trace": trace_RBS}
+
+    def decode(self, frozen, codes_BS) -> jax.Array:
+        """codes [B, S] -> float32 [B, H, W, 3]."""
+        codes_Bhw = codes_BS.reshape(-1, self.grid, self.grid)
+        return self.codec.decode(frozen["codec"], codes_Bhw)
+
+    def prompts(self, texts: list[str], negative: str = "", first_index: int = 0) -> dict:
+        """A prompt batch for :meth:`sample`. Raises UserError for an empty or over-long prompt."""
+        T = self.config.text.max_len
+        text_ids, text_mask = self.tokenizer.encode(texts, T, strict=True)
+        negative_ids, negative_mask = np.zeros_like(text_ids), np.zeros_like(text_mask)
+        if negative:
+            one_ids, one_mask = self.tokenizer.encode([negative], T, strict=True)
+            negative_ids, negative_mask = negative_ids + one_ids, negative_mask | one_mask
+        return {
+            "text_ids": text_ids,
+            "text_mask": text_mask,
+            "negative_ids": negative_ids,
+            "negative_mask": negative_mask,
+            "ids": np.full((len(texts), self.grid**2), self.mask_id, np.int32),
+            "index": np.arange(first_index, first_index + len(texts), dtype=np.uint32),
+        }
+
+    def sampler(self, mesh, options: SampleOptions):
+        """:meth:`sample` compiled, one function for each set of options."""
+        if options not in self._samplers:
+            fn = lambda p, e, f, batch, key: self.sample(p, e, f, batch, key, options)
+            self._samplers[options] = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+        return self._samplers[options]
+
+    # Looking
+
+    def evaluators(self, mesh) -> list:
+        return [ValidationLoss(self, mesh, split) for split in self.config.eval.splits]
+
+    def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
+        """Samples of fixed prompts and seed, uint8."""
+        prompts = list(self.config.preview_prompts)
+        batch = jax.device_put(self.prompts(prompts), replicated(mesh))
+        key = jax.device_put(rngs.base_key(0), replicated(mesh))
+        run = self.sampler(mesh, SampleOptions.of(self.config))
+        image = np.asarray(run(params, extra, frozen, batch, key)["image"])
+        image_u8 = to_uint8(np.nan_to_num(image))
+        columns = min(8, len(prompts))
+        rows = image_u8[: len(prompts) // columns * columns]
+        return {"samples": tile(rows.reshape(-1, columns, *image_u8.shape[1:]))}
+
+
+class ValidationLoss:
+    """Cross entropy at hidden codes of a split, with fixed masks, whole and by mask rate."""
+
+    def __init__(self, task: MuseTask, mesh, split: str):
+        self.task, self.mesh, self.split = task, mesh, split
+        data = task.config.data
+        self.source = open_source(data.source, split, data.data_dir)
+
+        def fn(params, frozen, batch, key):
+            codes_BS = task.codes(frozen, batch["image"])
+            rate_B = masking.sample_mask_rate(rngs.row_keys(key, "mask_rate", batch["position"]))
+            ids_BS, is_masked_BS = losses.hide_at(
+                key, batch["position"], codes_BS, task.mask_id, rate_B
+            )
+            logits_BSV = task.logits(params, ids_BS, batch["text_ids"], batch["text_mask"])
+            loss_B, _ = masking.masked_cross_entropy(logits_BSV, codes_BS, is_masked_BS)
+            return rate_B, loss_B, batch["_mask"]
+
+        self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+        self._key = jax.device_put(rngs.base_key(_EVAL_SEED), replicated(mesh))
+
+    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
+        """Yields ``<split>/loss`` and ``<split>/loss_mask_<low>_<high>`` in nats."""
+        del extra
+        rates, all_losses = [], []
+        with pipeline.eval_batches(
+            self.source,
+            self._plain,
+            self.task.config.batch_size,
+            batch_sharding(self.mesh),
+            limit=self.task.config.eval.examples,
+        ) as batches:
+            for batch in batches:
+                rate, loss, mask = map(np.asarray, self._fn(params, frozen, batch, self._key))
+                rates.append(rate[mask])
+                all_losses.append(loss[mask])
+        rate, loss = np.concatenate(rates), np.concatenate(all_losses)
+        yield f"{self.split}/loss", float(loss.mean())
+        for low, high in zip(_BUCKETS, _BUCKETS[1:]):
+            inside = (rate >= low) & (rate < high)
+            if inside.any():
+                name = f"{self.split}/loss_mask_{round(100 * low)}_{round(100 * high)}"
+                yield name, float(loss[inside].mean())
+
+    def _plain(self, example, rng):
+        del rng
+        text_ids, text_mask = self.task.tokenizer.encode(
+            [example["text"]], self.task.config.text.max_len
+        )
+        image = fit(example["image"], self.task.config.data.image_size)
+        return {"image": image, "text_ids": text_ids[0], "text_mask": text_mask[0]}

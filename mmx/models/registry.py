@@ -1,0 +1,30 @@
+"""The only place that imports families, by name and only when asked."""
+
+import importlib
+
+from mmx.core.errors import UserError
+
+# family -> (module, task class)
+_TASKS = {
+    "vqgan": ("mmx.models.vqgan.task", "VqganTask"),
+    "muse": ("mmx.models.muse.task", "MuseTask"),
+}
+# family -> (module, codec class)
+_CODECS = {"vqgan": ("mmx.models.vqgan.codec", "VqganCodec")}
+
+
+def _load(table: dict, family: str, what: str):
+    if family not in table:
+        raise UserError(f"config.family={family!r} is no {what}; known: {', '.join(table)}")
+    module, name = table[family]
+    return getattr(importlib.import_module(module), name)
+
+
+def make_task(config, run):
+    """The task of a config, in a run directory. Raises UserError for an unknown family."""
+    return _load(_TASKS, config.family, "family of models")(config, run)
+
+
+def make_codec(config):
+    """The codec of an earlier run's config. Raises UserError when that family is none."""
+    return _load(_CODECS, config.family, "image codec")(config)

@@ -1,0 +1,100 @@
+"""Earlier runs as frozen stages of a later one.
+
+A config names a stage ``PATH[@STEP]``. The first start pins it: the step, the content, the config and
+the weights are copied once into ``RUN/stages/NAME``, so the run survives when the earlier one moves,
+is trained on or is deleted.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from mmx.core import config as configs
+from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir, parse_run, write_atomic
+
+_WEIGHTS = "weights.safetensors"
+
+
+def pin(run: RunDir, name: str, spec: str, drop: tuple[str, ...] = ()) -> Path:
+    """Copy an earlier run's config and averaged weights into this run; do nothing when it is there.
+
+    Args:
+      run: the later run.
+      name: of the stage, "codec".
+      spec: ``PATH[@STEP]`` of the earlier run.
+      drop: parameters whose path starts so are not needed (the discriminator).
+
+    Returns:
+      The stage's folder.
+
+    Raises:
+      UserError: no such run or step, or this run is pinned to another one.
+    """
+    folder = run.stage(name)
+    pin_file = folder / "pin.json"
+    if pin_file.is_file():
+        pinned = json.loads(pin_file.read_text())
+        if spec != pinned["spec"]:
+            raise UserError(
+                f"config.{name}.run={spec!r}, but this run is pinned to {pinned['spec']!r} "
+                f"(step {pinned['step']}); use a new --workdir"
+            )
+        return folder
+    if not spec:
+        raise UserError(
+            f"config.{name}.run is empty: name the run of the {name}, --config.{name}.run=RUN[@STEP]"
+        )
+    # Orbax and jax only now: a run that is pinned already starts without them.
+    from mmx.train.start import read_weights
+
+    earlier, step = parse_run(spec)
+    params, extra, step = read_weights(earlier, step)
+    flat = {
+        path: np.ascontiguousarray(leaf)
+        for path, leaf in tree.flatten({"params": params, "extra": extra}).items()
+        if not path.startswith(drop)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (_WEIGHTS + ".tmp")
+    save_file(flat, temporary)
+    temporary.replace(folder / _WEIGHTS)
+    write_atomic(folder / "config.json", earlier.config_file.read_text())
+    if earlier.tokenizer_file.is_file():
+        write_atomic(folder / "tokenizer.json", earlier.tokenizer_file.read_text())
+    # Written last: a folder with a pin is whole.
+    record = {"spec": spec, "step": step, "sha256": _digest(folder / _WEIGHTS)}
+    write_atomic(pin_file, json.dumps(record, indent=2) + "\n")
+    return folder
+
+
+def load_config(folder: Path) -> ConfigDict:
+    """The config of a pinned stage."""
+    return configs.from_json((folder / "config.json").read_text())
+
+
+def load_weights(folder: Path) -> Any:
+    """The weights of a pinned stage, as a tree of host arrays.
+
+    Raises:
+      UserError: the file is not what was pinned.
+    """
+    file = folder / _WEIGHTS
+    pinned = json.loads((folder / "pin.json").read_text())
+    if not file.is_file() or _digest(file) != pinned["sha256"]:
+        raise UserError(
+            f"{file}: changed or damaged since it was pinned; delete {folder} to pin "
+            f"{pinned['spec']} anew, if that run is still there"
+        )
+    return tree.unflatten(load_file(file))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""The trained tokenizer as a codec: image <-> grid of codes, for other families."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmx.core.errors import UserError
+from mmx.models.vqgan import quantizer
+from mmx.models.vqgan.model import Decoder, Encoder
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_networks(config) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder of a config."""
+    m = config.model
+    dtype = DTYPES[config.dtype]
+    multipliers = tuple(m.multipliers)
+    shared = dict(channels=m.channels, multipliers=multipliers, patch=m.patch, norm=m.norm)
+    _, code_dim = quantizer.sizes(config.quantizer)
+    encoder = Encoder(
+        **shared,
+        blocks=m.encoder_blocks,
+        mid_blocks=m.encoder_mid_blocks,
+        code_dim=code_dim,
+        dtype=dtype,
+    )
+    decoder = Decoder(
+        **shared, blocks=m.decoder_blocks, mid_blocks=m.decoder_mid_blocks, dtype=dtype
+    )
+    return encoder, decoder
+
+
+class VqganCodec:
+    """A :class:`mmx.models.protocols.Codec` over the weights ``{"params", "extra"}`` of a run."""
+
+    def __init__(self, config):
+        self.config = config
+        self.encoder, self.decoder = make_networks(config)
+        self.num_codes, self.code_dim = quantizer.sizes(config.quantizer)
+        self.scale = config.model.patch * 2 ** (len(config.model.multipliers) - 1)
+
+    def grid(self, image_size: int) -> int:
+        """Codes along one side of an image. Raises UserError when f does not divide the size."""
+        if image_size % self.scale:
+            raise UserError(
+                f"config.data.image_size={image_size} is no multiple of the tokenizer's "
+                f"f={self.scale}; use {image_size // self.scale * self.scale or self.scale}"
+            )
+        return image_size // self.scale
+
+    def latents(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
+        return self.encoder.apply({"params": weights["params"]["encoder"]}, image_BHWC)
+
+    def encode(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [-1, 1] -> codes int32 [B, h, w]."""
+        z_BhwZ = self.latents(weights, image_BHWC)
+        state = weights.get("extra", {}).get("vq", {})
+        return quantizer.quantize_latents(self.config.quantizer, state, z_BhwZ).codes
+
+    def decode(self, weights: Any, codes_Bhw: jax.Array) -> jax.Array:
+        """codes int32 [B, h, w] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""
+        state = weights.get("extra", {}).get("vq", {})
+        z_BhwZ = quantizer.decode_codes(self.config.quantizer, state, codes_Bhw)
+        return self.decoder.apply({"params": weights["params"]["decoder"]}, z_BhwZ)

@@ -1,0 +1,154 @@
+"""The image tokenizer's networks: encoder, decoder, discriminators. Convolutions only.
+
+Muse (arXiv 2301.00704 sec. 2.1, table 5) fixes: no attention, base width 128, two residual blocks a
+resolution, 8192 codes, f = 16 at 256 pixels and 8 at 512. What it leaves open follows MaskGIT
+(arXiv 2202.04200, its public code): multipliers (1, 1, 2, 2, 4), average-pool down, nearest up.
+
+Axis letters: B batch, H W pixels, h w latent grid, C channels, Z code width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
+
+
+class Encoder(nn.Module):
+    """image [B, H, W, 3] -> latents [B, H/f, W/f, Z], f = patch * 2 ** (levels - 1).
+
+    Attributes:
+      channels: base width.
+      multipliers: of the width, one a resolution.
+      blocks: residual blocks a resolution.
+      mid_blocks: residual blocks at the lowest resolution after the last level.
+      patch: side of the pixel patch that the stem folds into channels (ours; 1 is the paper's).
+      norm: "group" (the ancestors') or "rms" (ours: keeps absolute colour on flat images).
+      code_dim: Z.
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    mid_blocks: int
+    patch: int
+    norm: str
+    code_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        x = space_to_depth(image_BHWC, self.patch)
+        size = 3 if self.patch == 1 else 1
+        x = Conv(self.channels, size, names=("pixels", "conv_out"), dtype=self.dtype, name="stem")(
+            x
+        )
+        for level, multiplier in enumerate(self.multipliers):
+            for block in range(self.blocks):
+                name = f"level_{level}_block_{block}"
+                x = ResBlock(self.channels * multiplier, self.norm, self.dtype, name=name)(x)
+            if level < len(self.multipliers) - 1:
+                x = downsample(x)
+        for block in range(self.mid_blocks):
+            x = ResBlock(x.shape[-1], self.norm, self.dtype, name=f"mid_{block}")(x)
+        x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
+        z = Conv(self.code_dim, 1, names=("conv_in", "code_dim"), dtype=self.dtype, name="out")(x)
+        return z.astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """latents [B, h, w, Z] -> image [B, h*f, w*f, 3], no final squashing. Attributes: as Encoder."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    mid_blocks: int
+    patch: int
+    norm: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_BhwZ: jax.Array) -> jax.Array:
+        width = self.channels * self.multipliers[-1]
+        x = Conv(width, 3, names=("code_dim", "conv_out"), dtype=self.dtype, name="stem")(z_BhwZ)
+        for block in range(self.mid_blocks):
+            x = ResBlock(width, self.norm, self.dtype, name=f"mid_{block}")(x)
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for block in range(self.blocks):
+                name = f"level_{level}_block_{block}"
+                x = ResBlock(self.channels * multiplier, self.norm, self.dtype, name=name)(x)
+            if level > 0:
+                x = Conv(x.shape[-1], 3, dtype=self.dtype, name=f"up_{level}")(upsample(x))
+        x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
+        out = Conv(3 * self.patch**2, 3, True, ("conv_in", "pixels"), dtype=self.dtype, name="out")(
+            x
+        )
+        return depth_to_space(out, self.patch).astype(jnp.float32)
+
+
+class PatchDiscriminator(nn.Module):
+    """A map of logits, each judging one patch (arXiv 1611.07004 sec. 3.2.2, 2012.09841)."""
+
+    channels: int
+    levels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        """[B, H, W, 3] -> logits float32 [B, h, w]."""
+        x = image_BHWC
+        for level in range(self.levels):
+            names = ("pixels" if level == 0 else "conv_in", "conv_out")
+            width = self.channels * 2 ** min(level, 3)
+            x = Conv(width, 3, level == 0, names, self.dtype, name=f"conv_{level}")(x)
+            if level > 0:
+                x = NORMS["group"](dtype=self.dtype, name=f"norm_{level}")(x)
+            x = _blur_down(jax.nn.leaky_relu(x, 0.2))
+        x = Conv(1, 3, True, ("conv_in", "pixels"), self.dtype, name="out")(x)
+        return x[..., 0].astype(jnp.float32)
+
+
+class StyleDiscriminator(nn.Module):
+    """One logit an image: residual blocks with blurred down-sampling (arXiv 1912.04958, as MaskGIT)."""
+
+    channels: int
+    levels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        """[B, H, W, 3] -> logits float32 [B]."""
+
+        def conv(width, size, x, name, names=("conv_in", "conv_out"), bias=True):
+            return Conv(width, size, bias, names, self.dtype, name=name)(x)
+
+        act = lambda x: jax.nn.leaky_relu(x, 0.2)
+        x = act(conv(self.channels, 3, image_BHWC, "stem", ("pixels", "conv_out")))
+        for level in range(self.levels):
+            width = self.channels * 2 ** min(level + 1, 3)
+            h = act(conv(x.shape[-1], 3, x, f"level_{level}_conv_0"))
+            h = act(conv(width, 3, _blur_down(h), f"level_{level}_conv_1"))
+            shortcut = conv(width, 1, _blur_down(x), f"level_{level}_shortcut", bias=False)
+            x = (shortcut + h) * 2**-0.5
+        x = act(conv(x.shape[-1], 3, x, "last"))
+        # Averaged over the grid, not flattened, so that any image size works: ours.
+        logit = conv(1, 1, x.mean(axis=(1, 2), keepdims=True), "out", ("conv_in", "pixels"))
+        return logit[:, 0, 0, 0].astype(jnp.float32)
+
+
+DISCRIMINATORS = {"patch": PatchDiscriminator, "style": StyleDiscriminator}
+
+
+def _blur_down(x_BHWC: jax.Array) -> jax.Array:
+    """[1, 3, 3, 1] blur, then every second pixel (arXiv 1904.11486): no aliasing in D's gradient."""
+    kernel = jnp.asarray([1.0, 3.0, 3.0, 1.0], x_BHWC.dtype) / 8.0
+    C = x_BHWC.shape[-1]
+    window = jnp.broadcast_to((kernel[:, None] * kernel)[:, :, None, None], (4, 4, 1, C))
+    return jax.lax.conv_general_dilated(
+        x_BHWC,
+        window,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=C,
+    )

@@ -1,0 +1,94 @@
+"""The three quantizers behind one call, chosen by ``config.quantizer.kind``."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmx.core.errors import UserError
+from mmx.ops import quantize, vq
+from mmx.ops.quantize import Quantized
+
+KINDS = ("vq", "fsq", "lfq")
+
+
+def sizes(config) -> tuple[int, int]:
+    """(num_codes E, code_dim Z) of a quantizer config.
+
+    Raises:
+      UserError: an unknown kind.
+    """
+    if config.kind == "vq":
+        return config.num_codes, config.code_dim
+    if config.kind == "fsq":
+        num_codes = 1
+        for level in config.levels:
+            num_codes *= level
+        return num_codes, len(config.levels)
+    if config.kind == "lfq":
+        return 2**config.bits, config.bits
+    raise UserError(f"config.quantizer.kind={config.kind!r}: use one of {', '.join(KINDS)}")
+
+
+def init_state(config, key: jax.Array) -> dict[str, jax.Array]:
+    """What the quantizer keeps besides parameters: the codebook and its running means, or nothing."""
+    if config.kind != "vq":
+        return {}
+    return vq.init_vq(key, config.num_codes, config.code_dim)._asdict()
+
+
+def quantize_latents(config, state: dict, z: jax.Array) -> Quantized:
+    """Latents [..., Z] -> Quantized, as in training: with the auxiliary losses."""
+    if config.kind == "vq":
+        return vq.vq(
+            z,
+            state["codebook_EZ"],
+            normalize=config.l2_normalize,
+            commitment_weight=config.commitment,
+            entropy_weight=config.entropy,
+            entropy_temperature=config.entropy_temperature,
+        )
+    if config.kind == "fsq":
+        return quantize.fsq(z, config.levels)
+    return quantize.lfq(
+        z,
+        commitment_weight=config.commitment,
+        entropy_weight=config.entropy,
+        entropy_temperature=config.entropy_temperature,
+    )
+
+
+def update_state(config, state: dict, z, codes, key: jax.Array, step) -> tuple[dict, dict]:
+    """The state after a batch, and metrics. The first batch seeds the codebook by k-means."""
+    if config.kind != "vq":
+        return state, {}
+    moved = vq.ema_update(
+        vq.VQState(**state), z, codes, decay=config.ema, normalize=config.l2_normalize
+    )
+    moved, restarted = vq.restart_dead(
+        moved, z, key, threshold=config.restart_below, normalize=config.l2_normalize
+    )
+    metrics = {"codebook/restarted": restarted.astype(jnp.float32)}
+    return moved._asdict(), metrics
+
+
+def seed_state(config, state: dict, z, key: jax.Array, step) -> dict:
+    """k-means over the first batch's latents at step 0; later the state as it is."""
+    if config.kind != "vq":
+        return state
+
+    def seeded():
+        return vq.init_from_vectors(
+            key, jax.lax.stop_gradient(z), config.num_codes, normalize=config.l2_normalize
+        )._asdict()
+
+    return jax.lax.cond(step == 0, seeded, lambda: state)
+
+
+def decode_codes(config, state: dict[str, Any], codes: jax.Array) -> jax.Array:
+    """Codes int [...] -> vectors [..., Z]."""
+    if config.kind == "vq":
+        return vq.vq_decode(codes, state["codebook_EZ"], normalize=config.l2_normalize)
+    if config.kind == "fsq":
+        return quantize.fsq_decode(codes, config.levels)
+    return quantize.lfq_decode(codes, config.bits)

@@ -1,0 +1,86 @@
+"""VGG features for the perceptual loss, from a safetensors file with torchvision's names.
+
+Axis letters: B batch, H W pixels, C channels.
+"""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from mmx.core.errors import UserError
+
+# ImageNet statistics of torchvision's VGG, for images in [0, 1].
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool, ...]]:
+    """Convolutions in order, as ``{"kernel": [3, 3, in, out], "bias": [out]}``; and for each, does
+    it follow a max-pool.
+
+    Args:
+      path: safetensors with ``features.N.weight`` [out, in, 3, 3] and ``features.N.bias``.
+
+    Raises:
+      UserError: no such file, unreadable, or no such weights in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"config.loss.perceptual_weights={str(path)!r}: no such file; give a safetensors file of "
+            "torchvision's vgg16, or set config.loss.perceptual=0"
+        )
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    numbers = sorted(
+        int(m.group(1)) for name in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", name))
+    )
+    if not numbers or tensors[f"features.{numbers[0]}.weight"].shape[1] != 3:
+        raise UserError(f"{path}: no features.N.weight of a VGG on 3 channels in it")
+    layers, pools, previous = [], [], None
+    for n in numbers:
+        kernel = tensors[f"features.{n}.weight"].transpose(2, 3, 1, 0)
+        # conv, relu, conv: numbers two apart; a max-pool between makes it three.
+        pools.append(previous is not None and n - previous == 3)
+        layers.append({"kernel": kernel, "bias": tensors[f"features.{n}.bias"]})
+        previous = n
+    return layers, tuple(pools)
+
+
+def vgg_features(layers: list[dict], image_BHWC: jax.Array, pools: tuple[bool, ...]) -> list:
+    """The features before each pooling and the last, each [B, h, w, C].
+
+    Args:
+      layers: of :func:`load_vgg`.
+      image_BHWC: float32 [B, H, W, 3] in [-1, 1].
+      pools: which layers follow a 2x2 max-pool (static).
+    """
+    x = ((image_BHWC + 1.0) / 2.0 - _MEAN) / _STD
+    taps = []
+    for layer, pool in zip(layers, pools):
+        if pool:
+            taps.append(x)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(x + layer["bias"])
+    return [*taps, x]
+
+
+def perceptual_distance(features_a: list, features_b: list) -> jax.Array:
+    """Mean over taps of the squared difference of features of unit length per pixel.
+
+    LPIPS (arXiv 1801.03924 eq. 1) with equal channel weights. Scalar float32.
+    """
+    total = 0.0
+    for a, b in zip(features_a, features_b):
+        unit = lambda x: x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-10)
+        total += jnp.sum(jnp.square(unit(a) - unit(b)), axis=-1).mean()
+    return total / len(features_a)
