@@ -1,0 +1,64 @@
+"""What many tests share: the data, and tiny runs, made once a session by the real commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Eight devices for every test: what is sharded in earnest must also be right on one.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import pytest  # noqa: E402
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def run_mmx(*args, env=None, check=True, timeout=600) -> subprocess.CompletedProcess:
+    """Run ``mmx ARGS`` as a user does: in a process of its own, on one device."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(REPO), **(env or {})}
+    command = [sys.executable, "-m", "mmx.cli.main", *map(str, args)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command} -> {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One cache of compiled programs for the session, in-process and in subprocesses alike."""
+    folder = tmp_path_factory.mktemp("jax_cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data directory with openmoji/32 in it."""
+    folder = tmp_path_factory.mktemp("data")
+    run_mmx("prepare", "openmoji", "--config", "32", "--data_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vqgan_run(data_dir, tmp_path_factory) -> Path:
+    """A tokenizer trained for 20 steps. Read it, never write into it."""
+    folder = tmp_path_factory.mktemp("runs") / "vqgan"
+    run_mmx("train", "--config", "vqgan/openmoji32:tiny", "--workdir", folder,
+            f"--config.data.data_dir={data_dir}")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def muse_run(data_dir, vqgan_run, tmp_path_factory) -> Path:
+    """A Muse trained for 20 steps on that tokenizer. Read it, never write into it."""
+    folder = tmp_path_factory.mktemp("runs") / "muse"
+    run_mmx("train", "--config", "muse/openmoji32:tiny", "--workdir", folder,
+            f"--config.codec.run={vqgan_run}", f"--config.data.data_dir={data_dir}")  # fmt: skip
+    return folder
