@@ -43,7 +43,7 @@ def test_counts_never_rise(name):
 
 
 def test_bad_names_say_what_to_choose():
-    with pytest.raises(UserError, match="'cosin'.*cosine, arccos, linear"):
+    with pytest.raises(UserError, match=r"'cosin'.*cosine, arccos, linear"):
         schedules.hidden_counts("cosin", 8, 4)
     with pytest.raises(UserError, match="num_steps = 0"):
         schedules.hidden_counts("cosine", 0, 4)
