@@ -57,7 +57,7 @@ def build(
                 raise UserError(f"{target} is there and mmx did not make it; move it away first")
             aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=aside_root))
             try:
-                with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces the folder aside
+                with _plain_tfds():
                     make_builder(str(aside)).download_and_prepare()
                 built = aside / relative
                 train_tokenizer(captions, VOCAB_SIZE, built / FILE_NAME)
@@ -81,10 +81,26 @@ def _lock(root: Path) -> Iterator[Path]:
         yield root
 
 
-def quiet_tfds() -> None:
-    """TFDS's own bars and notices off: a build shows ours."""
+@contextlib.contextmanager
+def _plain_tfds() -> Iterator[None]:
+    """TFDS without its own bars and notices, and with the same bytes on each run.
+
+    TFDS leaves the order of an example's features to protobuf, which draws it anew in each process.
+    """
     import tensorflow_datasets as tfds
     from absl import logging
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    def serialize(self: ExampleSerializer, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
 
     tfds.disable_progress_bar()
+    verbosity, original = logging.get_verbosity(), ExampleSerializer.serialize_example
     logging.set_verbosity(logging.ERROR)
+    ExampleSerializer.serialize_example = serialize
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        ExampleSerializer.serialize_example = original
+        logging.set_verbosity(verbosity)

@@ -112,7 +112,6 @@ def prepare(
         good = [item for item in found.items if item.name in stored]
         splits = _split(good, test_share)
         captions = [_caption(item, found.has_classes) for item in splits["train"]]
-        build.quiet_tfds()
 
         def make_builder(aside: str) -> _Folder:
             examples = {

@@ -112,7 +112,6 @@ def prepare(config: str, data_dir: str | Path | None = None) -> tuple[Path, bool
         return root / relative, False
     _, entries = emoji_table.load_entries()  # a missing package speaks before anything is made
     captions = [entry.caption for entry in emoji_table.assign_splits(entries)["train"]]
-    build.quiet_tfds()
     built = build.build(
         root,
         relative,

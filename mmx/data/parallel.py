@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -35,13 +36,22 @@ def _map(function: Callable[[Any], Any], items: list[Any], processes: int) -> It
     if processes == 1:
         yield from map(function, items)
         return
-    # spawn: a fork would copy the locks of whatever threads run here. Ctrl-C is the parent's to
-    # handle.
+    # spawn: a fork would copy the locks of whatever threads run here.
     pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_start_worker,
     )
     with pool:
         yield from pool.map(function, items, chunksize=16)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A killed parent closes nothing; without this its workers would wait for work for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
