@@ -62,3 +62,9 @@ def muse_run(data_dir, vqgan_run, tmp_path_factory) -> Path:
     run_mmx("train", "--config", "muse/openmoji32:tiny", "--workdir", folder,
             f"--config.codec.run={vqgan_run}", f"--config.data.data_dir={data_dir}")  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def mmx():
+    """:func:`run_mmx`."""
+    return run_mmx
