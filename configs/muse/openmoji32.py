@@ -41,7 +41,7 @@ def get_config(arg=""):
         activation="relu2",
         remat=False,
     )
-    c.loss = dict(label_smoothing=0.0, text_drop=0.1)
+    c.loss = dict(label_smoothing=0.0, weighting="code", text_drop=0.1)
     c.optim = dict(
         name="adamw",
         lr=2e-3,

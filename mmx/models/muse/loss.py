@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core import rng as rngs
+from mmx.core.errors import UserError
 from mmx.ops import masking
+
+WEIGHTINGS = ("row", "code")
 
 
 def hide(key: jax.Array, position_B: jax.Array, codes_BS: jax.Array, mask_id: int):
@@ -36,18 +39,35 @@ def drop_text(key, position_B, text_mask_BT: jax.Array, rate: float) -> jax.Arra
 
 
 def masked_loss(
-    apply: Callable, codes_BS, ids_BS, is_masked_BS, text_mask_BT, label_smoothing: float
+    apply: Callable,
+    codes_BS,
+    ids_BS,
+    is_masked_BS,
+    text_mask_BT,
+    label_smoothing: float,
+    weighting: str,
 ) -> tuple[jax.Array, dict]:
     """Mean over rows of the cross entropy at each row's hidden codes.
 
     Args:
       apply: (ids_BS, text_mask_BT) -> logits_BSV.
+      weighting: "row": each row counts once, whatever its mask rate (MaskGIT's code). "code": each
+        hidden code counts once, so rows weigh by their mask rate over its mean 2/pi; the same in
+        expectation as averaging over all hidden codes of the batch, with no row seeing another.
+        The paper does not say which.
 
     Returns:
       (scalar in nats, metrics).
+
+    Raises:
+      UserError: another weighting.
     """
+    if weighting not in WEIGHTINGS:
+        raise UserError(f"config.loss.weighting={weighting!r}: use one of {', '.join(WEIGHTINGS)}")
     logits_BSV = apply(ids_BS, text_mask_BT)
     loss_B, accuracy_B = masking.masked_cross_entropy(
         logits_BSV, codes_BS, is_masked_BS, label_smoothing
     )
+    if weighting == "code":
+        loss_B = loss_B * is_masked_BS.mean(axis=1) * (jnp.pi / 2)
     return loss_B.mean(), {"accuracy": accuracy_B.mean()}

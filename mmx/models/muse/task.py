@@ -206,6 +206,7 @@ class MuseTask:
             is_masked_BS,
             text_mask_BT,
             config.label_smoothing,
+            config.weighting,
         )
         return loss, (metrics, extra)
 
