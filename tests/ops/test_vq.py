@@ -7,6 +7,20 @@ import pytest
 
 from mmx.ops import quantize, vq
 
+# Compiled as a whole: op by op these tests would spend their time in the compiler.
+nearest_codes = jax.jit(vq.nearest_codes)
+ema_update = jax.jit(vq.ema_update, static_argnames=("decay", "normalize"))
+restart_dead = jax.jit(vq.restart_dead, static_argnames=("threshold", "normalize"))
+k_means = jax.jit(vq.init_from_vectors, static_argnums=2, static_argnames="normalize")
+
+
+def grad(fn, argnums=0):
+    return jax.jit(jax.grad(fn, argnums))
+
+
+def quantize_with(**options):
+    return jax.jit(lambda z, e: vq.vq(z, e, **options))
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -23,19 +37,19 @@ def unit(x):
 def test_nearest_code_is_the_nearest(num_codes):
     z, codebook = normal(3, 40, 5), normal(num_codes, 5, seed=1)
     squared = np.square(z.reshape(-1, 1, 5).astype(float) - codebook).sum(-1)
-    codes = jax.jit(vq.nearest_codes)(z, codebook)
+    codes = nearest_codes(z, codebook)
     np.testing.assert_array_equal(codes, squared.argmin(-1).reshape(3, 40))
 
 
 def test_of_equal_codes_the_lowest_is_taken():
     codebook = np.tile(normal(3, 4), (700, 1))
-    np.testing.assert_array_equal(vq.nearest_codes(codebook[:3], codebook), [0, 1, 2])
+    np.testing.assert_array_equal(nearest_codes(codebook[:3], codebook), [0, 1, 2])
 
 
 def test_search_holds_no_table_of_all_distances():
     rows, num_codes = 4096, 8192
     z, codebook = jnp.zeros((rows, 8)), jnp.zeros((num_codes, 8))
-    memory = jax.jit(vq.nearest_codes).lower(z, codebook).compile().memory_analysis()
+    memory = nearest_codes.lower(z, codebook).compile().memory_analysis()
     assert memory.temp_size_in_bytes < rows * num_codes * 4 / 3
 
 
@@ -45,12 +59,12 @@ def test_search_holds_no_table_of_all_distances():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_result_is_what_its_codes_say(normalize):
     z, codebook = normal(2, 4, 4, 8), normal(50, 8, seed=1)
-    out = jax.jit(lambda z, e: vq.vq(z, e, normalize=normalize))(z, codebook)
+    out = quantize_with(normalize=normalize)(z, codebook)
     decoded = vq.vq_decode(out.codes, codebook, normalize=normalize)
     np.testing.assert_allclose(out.z_q, decoded, rtol=1e-6)
     if normalize:
         z, codebook = unit(z), unit(codebook)
-    np.testing.assert_array_equal(out.codes, vq.nearest_codes(z, codebook))
+    np.testing.assert_array_equal(out.codes, nearest_codes(z, codebook))
     np.testing.assert_allclose(out.z_q, codebook[out.codes], rtol=1e-5)
     commitment = np.square(z - codebook[out.codes]).mean()
     np.testing.assert_allclose(out.metrics["commitment"], commitment, rtol=1e-5)
@@ -64,12 +78,12 @@ def test_result_is_what_its_codes_say(normalize):
 
 def test_encoder_gradient_is_straight_through():
     z, codebook, weight = normal(30, 4), normal(9, 4, seed=1), normal(30, 4, seed=2)
-    grad = jax.grad(lambda z: (weight * vq.vq(z, codebook, normalize=False).z_q).sum())(z)
-    np.testing.assert_array_equal(grad, weight)
+    slope = grad(lambda z: (weight * vq.vq(z, codebook, normalize=False).z_q).sum())(z)
+    np.testing.assert_array_equal(slope, weight)
     # Normalised: the same, through the normalisation.
-    grad = jax.grad(lambda z: (weight * vq.vq(z, codebook).z_q).sum())(z)
-    expected = jax.grad(lambda z: (weight * vq.l2_normalize(z)).sum())(z)
-    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    slope = grad(lambda z: (weight * vq.vq(z, codebook).z_q).sum())(z)
+    expected = grad(lambda z: (weight * vq.l2_normalize(z)).sum())(z)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
 def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
@@ -79,15 +93,17 @@ def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
     def loss(z, e, **weights):
         return vq.vq(z, e, normalize=False, **weights).loss
 
-    both = jax.grad(loss, (0, 1))
-    e = codebook[np.asarray(vq.nearest_codes(z, codebook))]
+    def both(z, e, **weights):
+        return grad(lambda z, e: loss(z, e, **weights), (0, 1))(z, e)
+
+    e = codebook[np.asarray(nearest_codes(z, codebook))]
     dz, de = both(z, codebook, commitment_weight=0.25)
     np.testing.assert_allclose(dz, 0.5 * (z - e) / z.size, rtol=1e-5, atol=1e-9)
     np.testing.assert_array_equal(de, 0)
     dz, de = both(z, codebook, commitment_weight=0.0, codebook_weight=1.0)
     np.testing.assert_array_equal(dz, 0)
     expected = np.zeros_like(codebook)
-    np.add.at(expected, np.asarray(vq.nearest_codes(z, codebook)), 2 * (e - z) / z.size)
+    np.add.at(expected, np.asarray(nearest_codes(z, codebook)), 2 * (e - z) / z.size)
     np.testing.assert_allclose(de, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -99,14 +115,14 @@ def test_a_codebook_kept_by_running_means_gets_no_gradient(normalize):
         out = vq.vq(z, e, normalize=normalize, entropy_weight=0.1, entropy_temperature=1.0)
         return out.loss + (out.z_q**2).sum()
 
-    dz, de = jax.grad(everything, (0, 1))(z, codebook)
+    dz, de = grad(everything, (0, 1))(z, codebook)
     np.testing.assert_array_equal(de, 0)
     assert np.abs(dz).max() > 0
 
 
 def test_entropy_loss_is_that_of_the_distances():
     z, codebook = normal(30, 4), normal(9, 4, seed=1)
-    out = vq.vq(z, codebook, normalize=False, entropy_weight=0.1, entropy_temperature=0.5)
+    out = quantize_with(normalize=False, entropy_weight=0.1, entropy_temperature=0.5)(z, codebook)
     squared = np.square(z[:, None] - codebook).sum(-1)
     expected = quantize.entropy_loss(jnp.asarray(-squared / 0.5))
     np.testing.assert_allclose(out.metrics["entropy"], expected, rtol=1e-4)
@@ -125,7 +141,7 @@ def test_running_means_follow_their_closed_form():
     for batch in batches:
         z = jnp.array([*batch, -4.0])[:, None]
         codes = jnp.array([0] * len(batch) + [1])
-        state = vq.ema_update(state, z, codes, decay=g, normalize=False)
+        state = ema_update(state, z, codes, decay=g, normalize=False)
     count = g**3 + (1 - g) * (g**2 * 3 + g * 1 + 0)
     total = 2 * g**3 + (1 - g) * (g**2 * 9 + g * 2)
     np.testing.assert_allclose(state.count_E, [count, 1], rtol=1e-6)
@@ -136,9 +152,8 @@ def test_running_means_follow_their_closed_form():
 
 def test_a_code_without_latents_stays_finite():
     state = vq.init_vq(jax.random.key(0), 5, 3)
-    update = jax.jit(vq.ema_update)
     for _ in range(60):
-        state = update(state, normal(4, 3), jnp.zeros(4, int), decay=0.01)
+        state = ema_update(state, normal(4, 3), jnp.zeros(4, int), decay=0.01)
     assert np.isfinite(np.asarray(state.codebook_EZ)).all()
     assert float(state.count_E[1]) < 1e-20
 
@@ -146,7 +161,7 @@ def test_a_code_without_latents_stays_finite():
 def test_normalised_codes_average_unit_vectors():
     z = 10 ** normal(6, 1) * normal(6, 3, seed=1)
     state = vq.VQState(jnp.ones((1, 3)), jnp.zeros(1), jnp.zeros((1, 3)))
-    state = vq.ema_update(state, z, jnp.zeros(6, int), decay=0.0)
+    state = ema_update(state, z, jnp.zeros(6, int), decay=0.0)
     np.testing.assert_allclose(state.codebook_EZ[0], unit(z).mean(0), rtol=1e-3)
 
 
@@ -155,7 +170,7 @@ def restart(count=(5.0, 0.1, 3.0, 0.0, 0.5), seed=0, threshold=1.0, normalize=Fa
     state = vq.VQState(jnp.asarray(codebook), jnp.array(count), jnp.asarray(codebook) * 2)
     z = normal(4, 6, 3, seed=9)
     key = jax.random.key(seed)
-    new, dead = vq.restart_dead(state, z, key, threshold=threshold, normalize=normalize)
+    new, dead = restart_dead(state, z, key, threshold=threshold, normalize=normalize)
     return state, z.reshape(-1, 3), new, dead
 
 
@@ -198,32 +213,30 @@ def test_restart_revives_a_collapsed_codebook():
 
     @jax.jit
     def step(state, key):
-        codes = vq.nearest_codes(z, state.codebook_EZ)
-        state = vq.ema_update(state, z, codes, decay=0.5, normalize=False)
-        return vq.restart_dead(state, z, key, threshold=0.9, normalize=False)[0]
+        codes = nearest_codes(z, state.codebook_EZ)
+        state = ema_update(state, z, codes, decay=0.5, normalize=False)
+        return restart_dead(state, z, key, threshold=0.9, normalize=False)[0]
 
     for i in range(8):
         state = step(state, jax.random.key(i))
-    used = len(np.unique(vq.nearest_codes(z, state.codebook_EZ)))
+    used = len(np.unique(nearest_codes(z, state.codebook_EZ)))
     assert used >= 30
 
 
 def test_k_means_finds_the_clusters():
     centres = 10 * normal(12, 3)
     z = (centres[:, None] + 0.1 * normal(12, 30, 3, seed=1)).reshape(4, 90, 3)
-    state = jax.jit(lambda key, z: vq.init_from_vectors(key, z, 40, normalize=False))(
-        jax.random.key(0), z
-    )
-    codes = vq.nearest_codes(z, state.codebook_EZ)
+    state = k_means(jax.random.key(0), z, 40, normalize=False)
+    codes = nearest_codes(z, state.codebook_EZ)
     error = np.square(z - np.asarray(state.codebook_EZ)[codes]).sum(-1)
     assert error.max() < 1  # the clusters are about 10 apart: none is without a code of its own
     np.testing.assert_allclose(np.asarray(state.count_E).sum(), 360)
-    one = vq.init_from_vectors(jax.random.key(0), z, 1, normalize=False)
+    one = k_means(jax.random.key(0), z, 1, normalize=False)
     np.testing.assert_allclose(one.codebook_EZ[0], z.reshape(-1, 3).mean(0), rtol=1e-4)
 
 
 def test_spherical_k_means_gives_unit_codes():
-    state = vq.init_from_vectors(jax.random.key(0), normal(200, 4), 16)
+    state = k_means(jax.random.key(0), normal(200, 4), 16)
     np.testing.assert_allclose(jnp.linalg.norm(state.codebook_EZ, axis=-1), 1, rtol=1e-5)
 
 
