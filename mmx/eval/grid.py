@@ -111,7 +111,7 @@ def cover_hidden(images_BHWC: np.ndarray, is_masked_Bhw: np.ndarray) -> np.ndarr
 
     H and W must be multiples of h and w.
     """
-    images = _to_uint8(images_BHWC).copy()
+    images = _to_uint8(images_BHWC)
     (height, width), (h, w) = images.shape[1:3], is_masked_Bhw.shape[1:]
     if len(images) != len(is_masked_Bhw) or height % h or width % w:
         raise ValueError(f"cannot lay tokens {is_masked_Bhw.shape} over images {images.shape}")

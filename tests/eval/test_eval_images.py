@@ -57,15 +57,15 @@ def test_perplexity_of_known_laws():
 
 
 def test_codebook_use_by_hand():
-    codes = np.array([[[0, 1]], [[1, 1]], [[1, 2]]])  # [3 images, 1, 2]
+    codes = np.array([[[0, 0]], [[1, 1]], [[1, 2]], [[1, 1]]])  # [4 images, 1, 2]
     use, perplexity = images.codebook_use(codes, 8)
-    assert use.value == 3 / 8 and use.n == 3
-    assert perplexity.value == pytest.approx(images.perplexity(np.array([1, 4, 1])))
-    # Without image 0, 1, 2 there are 2, 3, 2 codes: jackknife variance 2/3 * (1/9 + 4/9 + 1/9).
-    half = 1.959964 * (2 / 3 * 6 / 9) ** 0.5 / 8
+    assert use.value == 3 / 8 and use.n == 4
+    assert perplexity.value == pytest.approx(images.perplexity(np.array([2, 5, 1])))
+    # Without image 0, 1, 2, 3 there are 2, 3, 2, 3 codes: jackknife variance 3/4 * 4 * (1/2)^2.
+    half = 1.959964 * (3 / 4) ** 0.5 / 8
     assert (use.low, use.high) == pytest.approx((3 / 8 - half, 3 / 8 + half))
-    without = [images.perplexity(np.array(c)) for c in ([3, 1], [1, 2, 1], [1, 3])]
-    spread = (2 / 3 * ((np.array(without) - np.mean(without)) ** 2).sum()) ** 0.5
+    without = [images.perplexity(np.array(c)) for c in ([5, 1], [2, 3, 1], [2, 4], [2, 3, 1])]
+    spread = (3 / 4 * ((np.array(without) - np.mean(without)) ** 2).sum()) ** 0.5
     assert perplexity.high == pytest.approx(perplexity.value + 1.959964 * spread)
 
 

@@ -71,6 +71,11 @@ def test_bootstrap_draws_whole_clusters():
     assert (clustered.high - clustered.low) / width == pytest.approx(8**0.5, rel=0.12)
 
 
+def test_clusters_of_any_size_weigh_their_items():
+    score = stats.mean(np.ones(9), [0, 1, 1, 2, 2, 2, 2, 2, 2])
+    assert (score.value, score.low, score.high) == (1, 1, 1)
+
+
 def test_bootstrap_covers_the_truth_about_19_times_in_20():
     rng = np.random.default_rng(0)
     scores = [stats.mean(rng.normal(size=60)) for _ in range(200)]

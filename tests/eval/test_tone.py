@@ -109,6 +109,15 @@ def test_siblings_are_trained_drawings_of_another_concept_in_the_asked_tone(held
             assert records[sibling]["concept"] == expected
 
 
+def test_the_other_gender_is_no_sibling_even_where_it_was_trained():
+    pictures, records = world({**HELD, "judge": "dark"})  # the judge would be nearer still
+    for record in records:
+        record["trained"] |= record["base"] == "man teacher"
+    asked = tone.questions(pictures, records)
+    woman = [records[i]["base"] for i in asked.true_Q].index("woman teacher")
+    assert records[asked.sibling_Q[woman]]["concept"] == "thumbs up"
+
+
 def test_a_tone_that_no_other_concept_was_trained_in_is_refused():
     pictures, records = world(dict.fromkeys(CONCEPTS, "dark"))
     with pytest.raises(ValueError, match="no trained drawing of another concept"):
@@ -123,8 +132,8 @@ def test_a_generator_that_copies_earns_what_its_baseline_earns(name):
     scores = tone.tone_match(copies, copies, asked, pictures, records)
     baseline = {"copy_Q": "copy_nearest_tone", "sibling_Q": "copy_sibling_tone"}[name]
     assert scores["tone_match"] == scores[f"tone_match/{baseline}"]
-    # The judge's dark box, elsewhere as it is, is nearest to the dark one of the woman's teachers; the
-    # other three siblings differ so much in place or size that a neighbouring tone is nearer.
+    # The judge's dark box, elsewhere as it is, is nearest to the dark one of the woman's teachers;
+    # the other three siblings lie or measure so differently that a neighbouring tone is nearer.
     assert scores["tone_match"].value == {"copy_Q": 0, "sibling_Q": 0.25}[name]
 
 
