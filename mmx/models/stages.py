@@ -1,12 +1,13 @@
 """Earlier runs as frozen stages of a later one.
 
-A config names a stage ``PATH[@STEP]``. The first start pins it: the step, the content, the config and
-the weights are copied once into ``RUN/stages/NAME``, so the run survives when the earlier one moves,
-is trained on or is deleted.
+A config names a stage ``PATH[@STEP]``. The first start pins it: the step, the content, the config
+and the weights are copied once into ``RUN/stages/NAME``, so the run survives when the earlier one
+moves, is trained on or is deleted.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from mmx.core.run_dir import RunDir, parse_run, write_atomic
 _WEIGHTS = "weights.safetensors"
 
 
-def pin(run: RunDir, name: str, spec: str, drop: tuple[str, ...] = ()) -> Path:
+def pin(
+    run: RunDir,
+    name: str,
+    spec: str,
+    drop: tuple[str, ...] = (),
+    accept: Callable[[ConfigDict], object] = lambda config: None,
+) -> Path:
     """Copy an earlier run's config and averaged weights into this run; do nothing when it is there.
 
     Args:
@@ -30,6 +37,8 @@ def pin(run: RunDir, name: str, spec: str, drop: tuple[str, ...] = ()) -> Path:
       name: of the stage, "codec".
       spec: ``PATH[@STEP]`` of the earlier run.
       drop: parameters whose path starts so are not needed (the discriminator).
+      accept: raises UserError when a run with this config cannot be the stage: before it is pinned,
+        as a pin cannot be taken back.
 
     Returns:
       The stage's folder.
@@ -49,12 +58,14 @@ def pin(run: RunDir, name: str, spec: str, drop: tuple[str, ...] = ()) -> Path:
         return folder
     if not spec:
         raise UserError(
-            f"config.{name}.run is empty: name the run of the {name}, --config.{name}.run=RUN[@STEP]"
+            f"config.{name}.run is empty: name the run of the {name}, "
+            f"--config.{name}.run=RUN[@STEP]"
         )
     # Orbax and jax only now: a run that is pinned already starts without them.
     from mmx.train.start import read_weights
 
     earlier, step = parse_run(spec)
+    accept(earlier.config())
     params, extra, step = read_weights(earlier, step)
     flat = {
         path: np.ascontiguousarray(leaf)

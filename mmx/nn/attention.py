@@ -40,7 +40,7 @@ class Attention(nn.Module):
     Attributes:
       heads: N; the width must be a multiple of it.
       null_slot: adds one learned key and value that every query may attend, so that a fully masked
-        context is well defined: text dropped means "only the null slot" (arXiv 2301.00704 sec. 2.7).
+        context is well defined: "text dropped" is "only the null slot" (arXiv 2301.00704 sec. 2.7).
       dtype: of the computation.
     """
 

@@ -3,6 +3,8 @@
 Axis letters: B batch, H W pixels or features, C channels.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm over 32 groups, or fewer where there are fewer channels (MaskGIT's choice)."""
+    """Group norm over 32 groups (MaskGIT's choice), or the most below that divide the channels."""
 
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
@@ -66,7 +68,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         channels = x_BHWC.shape[-1]
-        groups = min(self.groups, channels)
+        groups = math.gcd(self.groups, channels)
         param = lambda name, init: self.param(
             name, nn.with_logical_partitioning(init, ("norm",)), (channels,), jnp.float32
         )
@@ -85,8 +87,8 @@ NORMS = {"group": GroupNorm, "rms": RMSNorm}
 class ResBlock(nn.Module):
     """norm, swish, conv 3x3, twice, around a shortcut.
 
-    The shortcut is 1x1 on the block's input where the channels change. (MaskGIT's code applies it to
-    the processed branch, which leaves no identity path; ours does not.)
+    The shortcut is 1x1 on the block's input where the channels change. (MaskGIT's code applies it
+    to the processed branch, which leaves no identity path; ours does not.)
     """
 
     features: int

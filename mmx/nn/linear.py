@@ -51,7 +51,8 @@ class Dense(nn.Module):
 class Embed(nn.Module):
     """Rows of a table by id. A gather: its gradient is 30 times faster than one-hot on a CPU.
 
-    Ids must lie in [0, num_embeddings): a gather clamps in silence, so callers check at the boundary.
+    Ids must lie in [0, num_embeddings): a gather gives NaN beyond and counts negative ids from the
+    end, so callers check at the boundary.
     """
 
     num_embeddings: int

@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention when there is a context, MLP; each pre-normed and residual."""
+    """Self-attention, cross-attention if there is a context, MLP; each pre-normed and residual."""
 
     heads: int
     mlp: int

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mmx.core.errors import UserError
 
@@ -28,10 +28,10 @@ def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool,
     Raises:
       UserError: no such file, unreadable, or no such weights in it.
     """
-    path = Path(path)
+    given, path = str(path), Path(path)
     if not path.is_file():
         raise UserError(
-            f"config.loss.perceptual_weights={str(path)!r}: no such file; give a safetensors file of "
+            f"config.loss.perceptual_weights={given!r}: no such file; give a safetensors file of "
             "torchvision's vgg16, or set config.loss.perceptual=0"
         )
     try:
@@ -43,6 +43,8 @@ def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool,
     )
     if not numbers or tensors[f"features.{numbers[0]}.weight"].shape[1] != 3:
         raise UserError(f"{path}: no features.N.weight of a VGG on 3 channels in it")
+    if any(tensors[f"features.{n}.weight"].ndim != 4 for n in numbers):
+        raise UserError(f"{path}: a VGG with batch norm; give the plain vgg16")
     layers, pools, previous = [], [], None
     for n in numbers:
         kernel = tensors[f"features.{n}.weight"].transpose(2, 3, 1, 0)
@@ -51,6 +53,29 @@ def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool,
         layers.append({"kernel": kernel, "bias": tensors[f"features.{n}.bias"]})
         previous = n
     return layers, tuple(pools)
+
+
+def keep_vgg(path: str | Path, kept: Path) -> Path:
+    """Copy the convolutions of a VGG into a run, once: later the run needs no other file.
+
+    Args:
+      path: as of :func:`load_vgg`.
+      kept: the copy; when it is there already, ``path`` is not read.
+
+    Returns:
+      ``kept``.
+
+    Raises:
+      UserError: as :func:`load_vgg`.
+    """
+    if not kept.is_file():
+        load_vgg(path)  # its mistakes, before anything is written
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(".tmp")
+        convolutions = {k: v for k, v in load_file(path).items() if k.startswith("features.")}
+        save_file(convolutions, temporary)
+        temporary.replace(kept)
+    return kept
 
 
 def vgg_features(layers: list[dict], image_BHWC: jax.Array, pools: tuple[bool, ...]) -> list:

@@ -1,8 +1,8 @@
 """Muse's base model: a transformer that fills in hidden image codes, given a text.
 
 arXiv 2301.00704 sec. 2.3 and table 4: embedded codes plus learned 2-D positions; blocks of self-
-attention, cross-attention to the text, MLP; an MLP head to logits over the codebook. Not given there
-and ours: pre-norm without biases, tanh GELU, qk-norm, heads, and ``patch``.
+attention, cross-attention to the text, MLP; an MLP head to logits over the codebook. Not given
+there and ours: pre-norm without biases, tanh GELU, qk-norm, heads, and ``patch``.
 
 Axis letters: B batch, S image codes (S = h*w), L positions of the trunk, T text tokens, D width,
 V codebook (padded), Z width of one code's embedding.
@@ -26,8 +26,8 @@ class MuseTransformer(nn.Module):
       num_codes: E of the codec; ids lie in [0, E], where E is the mask id.
       grid: codes along one side, h = w.
       depth, width, heads, mlp: of the trunk.
-      patch: codes of a patch x patch square share one position of the trunk. 1 is the paper's; 2 makes
-        the trunk four times shorter, while each code is still hidden and drawn by itself.
+      patch: codes of a patch x patch square share one position of the trunk. 1 is the paper's; 2
+        makes the trunk four times shorter, while each code is still hidden and drawn by itself.
       code_width: width of one code's embedding; the trunk's width where patch is 1.
       activation: of the MLPs.
       remat: recompute blocks in the backward pass.
@@ -107,8 +107,11 @@ class MuseTransformer(nn.Module):
 
 
 def count_flops(model: MuseTransformer, text_len: int) -> float:
-    """Model FLOPs of one row's forward and backward pass: 6 a parameter of each matmul and position,
-    and 12 * queries * keys * width for attention; embeddings and recomputation do not count."""
+    """Model FLOPs of one row's forward and backward pass.
+
+    6 a parameter of each matmul and position, and 12 * queries * keys * width for attention;
+    embeddings, the text encoder and recomputation do not count.
+    """
     D, L, p = model.width, (model.grid // model.patch) ** 2, model.patch
     S, T = model.grid**2, text_len + 1
     Z = model.code_width if p > 1 else D

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from mmx.ops.decoding import decode, guide
-
 from mmx.ops.schedules import guidance_ramp
 
 

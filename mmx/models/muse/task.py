@@ -1,5 +1,6 @@
 """Muse's base model as a task: text and codes in, masked prediction, pictures out."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,21 +12,22 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
-from mmx.core.errors import UserError
+from mmx.core.errors import UserError, choose
 from mmx.core.run_dir import copy_tokenizer
 from mmx.data import pipeline
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
 from mmx.data.text import Tokenizer
-from mmx.eval.tile import tile
 from mmx.eval.images import to_uint8
+from mmx.eval.tile import tile
 from mmx.models import stages
 from mmx.models.muse import loss as losses
 from mmx.models.muse.model import MuseTransformer, count_flops
 from mmx.models.muse.sample import sample_codes
 from mmx.models.registry import make_codec
 from mmx.nn.text import TextEncoder
+from mmx.nn.transformer import ACTIVATIONS
 from mmx.ops import masking
 from mmx.train.sharding import batch_sharding, jit_sharded, replicated
 
@@ -60,7 +62,7 @@ class SampleOptions:
         options = replace(base, **{k: v for k, v in changes.items() if v is not None})
         if options.steps < 1:
             raise UserError(f"steps={options.steps}: at least one decoding step is needed")
-        if options.guidance < 0:
+        if not 0 <= options.guidance < float("inf"):
             raise UserError(f"guidance={options.guidance}: give 0 or more")
         return options
 
@@ -81,8 +83,13 @@ class MuseTask:
 
     def __init__(self, config, run):
         self.config, self.run = config, run
+        self._check_sizes()
         self._codec_folder = stages.pin(
-            run, "codec", config.codec.run, drop=("params/discriminator",)
+            run,
+            "codec",
+            config.codec.run,
+            drop=("params/discriminator", "extra/lecam"),
+            accept=lambda codec: make_codec(codec).grid(config.data.image_size),
         )
         self.codec = make_codec(stages.load_config(self._codec_folder))
         self.grid = self.codec.grid(config.data.image_size)
@@ -93,7 +100,7 @@ class MuseTask:
                 f"config.model.patch={m.patch} does not divide the tokenizer's grid of {self.grid}"
             )
         self.tokenizer = self._load_tokenizer()
-        dtype = DTYPES[config.dtype]
+        dtype = choose("config.dtype", DTYPES, config.dtype)
         self.model = MuseTransformer(
             num_codes=self.codec.num_codes,
             grid=self.grid,
@@ -112,6 +119,17 @@ class MuseTask:
             self.tokenizer.vocab_size, text.width, text.depth, text.heads, m.activation, dtype
         )
         self._samplers: dict = {}
+        self.prompts(list(config.preview_prompts))  # their mistakes now, not at the first preview
+
+    def _check_sizes(self) -> None:
+        m = self.config.model
+        choose("config.model.activation", ACTIVATIONS, m.activation)
+        for name, part in (("model", m), ("text", self.config.text)):
+            if part.width % part.heads:
+                raise UserError(
+                    f"config.{name}.heads={part.heads} does not divide "
+                    f"config.{name}.width={part.width}"
+                )
 
     def _load_tokenizer(self) -> Tokenizer:
         if not self.run.tokenizer_file.is_file():
@@ -327,8 +345,8 @@ class ValidationLoss:
                 all_losses.append(loss[mask])
         rate, loss = np.concatenate(rates), np.concatenate(all_losses)
         yield f"{self.split}/loss", float(loss.mean())
-        for low, high in zip(_BUCKETS, _BUCKETS[1:]):
-            inside = (rate >= low) & (rate < high)
+        for low, high in itertools.pairwise(_BUCKETS):
+            inside = (rate >= low) & ((rate < high) | (high == 1.0))
             if inside.any():
                 name = f"{self.split}/loss_mask_{round(100 * low)}_{round(100 * high)}"
                 yield name, float(loss[inside].mean())

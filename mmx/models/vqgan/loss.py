@@ -29,7 +29,7 @@ def reconstruction_loss(config, image_BHWC, recon_BHWC, perceptual_layers) -> tu
     return total, {f"loss/{name}": value for name, value in parts.items()}
 
 
-def adversarial_loss(config, apply_d, d_params, lecam, image_BHWC, recon_BHWC, step):
+def adversarial_loss(config, apply_d, d_params, lecam, image_BHWC, recon_BHWC, step, train):
     """Both players' adversarial terms.
 
     Args:
@@ -39,6 +39,7 @@ def adversarial_loss(config, apply_d, d_params, lecam, image_BHWC, recon_BHWC, s
       lecam: running means of the logits, a dict, or {} without LeCam.
       image_BHWC, recon_BHWC: real images and reconstructions.
       step: int32; before ``config.gan_start`` neither player sees the other.
+      train: whether LeCam's running means move.
 
     Returns:
       (scalar, new lecam, metrics).
@@ -63,6 +64,7 @@ def adversarial_loss(config, apply_d, d_params, lecam, image_BHWC, recon_BHWC, s
         state = losses.LecamState(**lecam)
         metrics["loss/d_lecam"] = losses.lecam_penalty(state, real, fake)
         d += config.lecam * metrics["loss/d_lecam"]
-        moved = losses.update_lecam(state, real, fake)._asdict()
-        lecam = jax.tree.map(lambda new, old: jnp.where(on > 0, new, old), moved, lecam)
+        if train:
+            moved = losses.update_lecam(state, real, fake)._asdict()
+            lecam = jax.tree.map(lambda new, old: jnp.where(on > 0, new, old), moved, lecam)
     return on * (config.adversarial * g + d), lecam, metrics

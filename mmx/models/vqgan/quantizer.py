@@ -31,7 +31,7 @@ def sizes(config) -> tuple[int, int]:
 
 
 def init_state(config, key: jax.Array) -> dict[str, jax.Array]:
-    """What the quantizer keeps besides parameters: the codebook and its running means, or nothing."""
+    """What the quantizer keeps besides parameters: codebook and running means, or nothing."""
     if config.kind != "vq":
         return {}
     return vq.init_vq(key, config.num_codes, config.code_dim)._asdict()

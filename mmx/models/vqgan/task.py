@@ -10,7 +10,7 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
-from mmx.core.errors import UserError
+from mmx.core.errors import UserError, choose
 from mmx.data import pipeline
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
@@ -20,22 +20,23 @@ from mmx.eval.stats import Score
 from mmx.eval.tile import tile
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.codec import DTYPES, VqganCodec
-from mmx.models.vqgan.loss import adversarial_loss, reconstruction_loss
+from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
 from mmx.models.vqgan.model import DISCRIMINATORS
 from mmx.ops.losses import init_lecam
-from mmx.pretrained.vgg import load_vgg
+from mmx.pretrained.vgg import keep_vgg, load_vgg
 from mmx.train.sharding import batch_sharding, jit_sharded, replicated
 
 
 class VqganTask:
-    """Contract 1 for the tokenizer. Frozen weights: the perceptual network's, when one is asked for.
+    """Contract 1 for the tokenizer. Frozen weights: the perceptual network's, if one is asked for.
 
     Args:
       config: of the family ``vqgan``.
-      run: the run directory; unused, as no earlier stage feeds this one.
+      run: the run directory, where the perceptual network is kept; None leaves it where it is.
 
     Raises:
-      UserError: an image size that f does not divide; a perceptual network that cannot be read.
+      UserError: an image size that f does not divide or that is too small for the discriminator or
+        the perceptual network; an unknown choice; a perceptual network that cannot be read.
     """
 
     family = "vqgan"
@@ -43,18 +44,39 @@ class VqganTask:
     batch_coupled = True
 
     def __init__(self, config, run=None):
-        del run
         self.config = config
         self.codec = VqganCodec(config)
         self.codec.grid(config.data.image_size)
         self.discriminator = None
         if config.loss.adversarial:
-            d = config.discriminator
-            make = DISCRIMINATORS[d.kind]
-            self.discriminator = make(d.channels, d.levels, DTYPES[config.dtype])
+            self.discriminator = self._make_discriminator()
         self._perceptual, self._pools = [], ()
         if config.loss.perceptual:
-            self._perceptual, self._pools = load_vgg(config.loss.perceptual_weights)
+            path = config.loss.perceptual_weights
+            if run is not None:
+                path = keep_vgg(path, run.stage("perceptual") / "weights.safetensors")
+            self._perceptual, self._pools = load_vgg(path)
+            self._check_halvings("the perceptual network", sum(self._pools))
+
+    def _make_discriminator(self):
+        d = self.config.get("discriminator")
+        if d is None:
+            raise UserError(
+                "config.loss.adversarial is not 0, but this config has no discriminator; start "
+                "from one that has: vqgan/muse256, vqgan/muse512"
+            )
+        choose("config.loss.gan", G_LOSS, self.config.loss.gan)
+        make = choose("config.discriminator.kind", DISCRIMINATORS, d.kind)
+        self._check_halvings("config.discriminator.levels", d.levels)
+        return make(d.channels, d.levels, DTYPES[self.config.dtype])
+
+    def _check_halvings(self, what: str, count: int) -> None:
+        size = self.config.data.image_size
+        if size >> count < 1:
+            raise UserError(
+                f"config.data.image_size={size}: {what} halves it {count} times, which leaves "
+                "nothing"
+            )
 
     # Data
 
@@ -144,6 +166,7 @@ class VqganTask:
                 image,
                 recon,
                 step,
+                train,
             )
             total += adversarial
             metrics |= more
@@ -231,7 +254,7 @@ class Reconstruction:
         self._reconstruct = task.reconstruct(mesh)
 
     def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
-        """Yields ``<split>/psnr`` in dB and ``<split>/codebook_use``, ``.../codebook_perplexity``."""
+        """Yields ``<split>/psnr`` in dB, ``<split>/codebook_use``, ``.../codebook_perplexity``."""
         del frozen
         for name, score in self.scores(params, extra).items():
             yield name, score.value
