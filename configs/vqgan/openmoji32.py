@@ -39,6 +39,7 @@ def get_config(arg=""):
         decoder_mid_blocks=0,
         patch=4,
         norm="rms",
+        linear_path=True,
     )
     c.quantizer = dict(
         kind="vq",

@@ -1,6 +1,6 @@
 """The image tokenizer's networks: encoder, decoder, discriminators. Convolutions only.
 
-Muse (arXiv 2301.00704 sec. 2.1, table 5) fixes: no attention, base width 128, two residual blocks a
+Muse (arXiv 2301.00704 sec. 2.2, table 5) fixes: no attention, base width 128, two residual blocks a
 resolution, 8192 codes, f = 16 at 256 pixels and 8 at 512. What it leaves open follows MaskGIT
 (arXiv 2202.04200, its public code): multipliers (1, 1, 2, 2, 4), average-pool down, nearest up.
 
@@ -10,8 +10,30 @@ Axis letters: B batch, H W pixels, h w latent grid, C channels, Z code width.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
+from mmx.nn.linear import Dense
+
+
+def patch_basis(scale: int, code_dim: int) -> np.ndarray:
+    """The ``code_dim`` smoothest orthonormal patterns of a scale x scale colour patch.
+
+    Cosines (DCT-II) over both axes times luminance and two colour differences, low frequencies and
+    luminance first: what a principal component analysis of pictures comes close to, without data.
+
+    Returns:
+      float32 [scale * scale * 3, code_dim], columns of unit length.
+    """
+    x = np.arange(scale) + 0.5
+    cosine_xu = np.cos(np.pi / scale * x[:, None] * np.arange(scale)) * (2 / scale) ** 0.5
+    cosine_xu[:, 0] /= 2**0.5
+    colour_ck = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]).T / np.sqrt([3, 2, 6])
+    basis = np.einsum("yu,xv,ck->yxcuvk", cosine_xu, cosine_xu, colour_ck)
+    basis = basis.reshape(scale * scale * 3, -1)
+    u, v, k = np.meshgrid(np.arange(scale), np.arange(scale), np.arange(3), indexing="ij")
+    order = np.argsort((np.hypot(u, v) + 1.5 * (k > 0)).ravel(), kind="stable")
+    return basis[:, order[:code_dim]].astype(np.float32)
 
 
 class Encoder(nn.Module):
@@ -25,6 +47,8 @@ class Encoder(nn.Module):
       patch: side of the pixel patch that the stem folds into channels (ours; 1 is the paper's).
       norm: "group" (the ancestors') or "rms" (ours: keeps absolute colour on flat images).
       code_dim: Z.
+      linear_path: start as patch quantization (ours): a linear map of each f x f patch to its
+        smoothest patterns, and convolutions that begin at zero on top of it.
     """
 
     channels: int
@@ -34,6 +58,7 @@ class Encoder(nn.Module):
     patch: int
     norm: str
     code_dim: int
+    linear_path: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -52,12 +77,25 @@ class Encoder(nn.Module):
         for block in range(self.mid_blocks):
             x = ResBlock(x.shape[-1], self.norm, self.dtype, name=f"mid_{block}")(x)
         x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
-        z = Conv(self.code_dim, 1, names=("conv_in", "code_dim"), dtype=self.dtype, name="out")(x)
+        names, init = ("conv_in", "code_dim"), nn.initializers.lecun_normal()
+        if self.linear_path:
+            init = nn.initializers.zeros
+        z = Conv(self.code_dim, 1, names=names, dtype=self.dtype, init=init, name="out")(x)
+        if self.linear_path:
+            scale = self.patch * 2 ** (len(self.multipliers) - 1)
+            basis = patch_basis(scale, self.code_dim)
+            z += Dense(
+                self.code_dim,
+                ("pixels", "code_dim"),
+                dtype=self.dtype,
+                init=lambda *_: jnp.asarray(basis),
+                name="linear_path",
+            )(space_to_depth(image_BHWC, scale))
         return z.astype(jnp.float32)
 
 
 class Decoder(nn.Module):
-    """latents [B, h, w, Z] -> image [B, h*f, w*f, 3], no final squashing. Attributes: as Encoder."""
+    """latents [B, h, w, Z] -> image [B, h*f, w*f, 3], not squashed. Attributes: as Encoder."""
 
     channels: int
     multipliers: tuple[int, ...]
@@ -65,6 +103,7 @@ class Decoder(nn.Module):
     mid_blocks: int
     patch: int
     norm: str
+    linear_path: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -80,10 +119,23 @@ class Decoder(nn.Module):
             if level > 0:
                 x = Conv(x.shape[-1], 3, dtype=self.dtype, name=f"up_{level}")(upsample(x))
         x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
-        out = Conv(3 * self.patch**2, 3, True, ("conv_in", "pixels"), dtype=self.dtype, name="out")(
-            x
-        )
-        return depth_to_space(out, self.patch).astype(jnp.float32)
+        names, init = ("conv_in", "pixels"), nn.initializers.lecun_normal()
+        if self.linear_path:
+            init = nn.initializers.zeros
+        out = Conv(3 * self.patch**2, 3, True, names, self.dtype, init=init, name="out")(x)
+        image = depth_to_space(out, self.patch)
+        if self.linear_path:
+            scale = self.patch * 2 ** (len(self.multipliers) - 1)
+            basis = patch_basis(scale, z_BhwZ.shape[-1])
+            patches = Dense(
+                3 * scale**2,
+                ("code_dim", "pixels"),
+                dtype=self.dtype,
+                init=lambda *_: jnp.asarray(basis.T),
+                name="linear_path",
+            )(z_BhwZ)
+            image += depth_to_space(patches, scale)
+        return image.astype(jnp.float32)
 
 
 class PatchDiscriminator(nn.Module):
@@ -109,7 +161,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class StyleDiscriminator(nn.Module):
-    """One logit an image: residual blocks with blurred down-sampling (arXiv 1912.04958, as MaskGIT)."""
+    """One logit an image: residual blocks, blurred down-sampling (arXiv 1912.04958, as MaskGIT)."""
 
     channels: int
     levels: int
@@ -140,7 +192,7 @@ DISCRIMINATORS = {"patch": PatchDiscriminator, "style": StyleDiscriminator}
 
 
 def _blur_down(x_BHWC: jax.Array) -> jax.Array:
-    """[1, 3, 3, 1] blur, then every second pixel (arXiv 1904.11486): no aliasing in D's gradient."""
+    """[1, 3, 3, 1] blur, then every second pixel (arXiv 1904.11486): D's gradient is smooth."""
     kernel = jnp.asarray([1.0, 3.0, 3.0, 1.0], x_BHWC.dtype) / 8.0
     C = x_BHWC.shape[-1]
     window = jnp.broadcast_to((kernel[:, None] * kernel)[:, :, None, None], (4, 4, 1, C))
