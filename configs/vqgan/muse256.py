@@ -4,7 +4,7 @@
     mmx train --config vqgan/muse256 --workdir runs/vqgan256 \\
         --config.data.source=tfds:NAME --config.loss.perceptual_weights=vgg16.safetensors
 
-Paper: Muse (arXiv 2301.00704) sec. 2.1 and table 5. What it leaves open is tagged: MaskGIT is the
+Paper: Muse (arXiv 2301.00704) sec. 2.2 and table 5. What it leaves open is tagged: MaskGIT is the
 public code of arXiv 2202.04200, by the same authors; MAGVIT that of arXiv 2212.05199; ours is a
 choice without a source. Hardware: the paper's batch and a million steps want a pod; on one large
 accelerator lower batch_size. ``:fsq`` and ``:lfq`` (joined by commas with ``tiny``) take the
@@ -31,17 +31,17 @@ def get_config(arg=""):
         source="tfds:openmoji/32" if tiny else "tfds:NAME",
         data_dir="",
         split="train",
-        image_size=64 if tiny else 256,  # sec. 2.1
+        image_size=64 if tiny else 256,  # sec. 2.2
         shift=0,  # ours
         flip=True,  # ours
         threads=1 if tiny else 16,
     )
     c.model = dict(
-        channels=8 if tiny else 128,  # sec. 2.1
-        multipliers=(1, 1, 2, 2, 4),  # MaskGIT; five levels give f = 16 (sec. 2.1)
-        encoder_blocks=1 if tiny else 2,  # sec. 2.1: residual blocks a resolution
+        channels=8 if tiny else 128,  # sec. 2.2
+        multipliers=(1, 1, 2, 2, 4),  # MaskGIT; five levels give f = 16 (sec. 2.2)
+        encoder_blocks=1 if tiny else 2,  # sec. 2.2: residual blocks a resolution
         encoder_mid_blocks=1 if tiny else 2,  # MaskGIT; how the paper's 19 blocks split is unknown
-        decoder_blocks=1 if tiny else 2,  # sec. 2.1
+        decoder_blocks=1 if tiny else 2,  # sec. 2.2
         decoder_mid_blocks=1 if tiny else 2,  # MaskGIT
         patch=1,
         norm="group",  # MaskGIT
@@ -61,7 +61,7 @@ def get_config(arg=""):
     else:
         c.quantizer = dict(
             kind="vq",
-            num_codes=64 if tiny else 8192,  # sec. 2.1
+            num_codes=64 if tiny else 8192,  # sec. 2.2
             code_dim=8 if tiny else 32,  # arXiv 2110.04627: low width, unit length
             l2_normalize=True,  # arXiv 2110.04627
             commitment=0.25,  # MaskGIT

@@ -4,7 +4,7 @@
     mmx train --config vqgan/muse512 --workdir runs/vqgan512 \\
         --config.data.source=tfds:NAME --config.loss.perceptual_weights=vgg16.safetensors
 
-Paper: Muse (arXiv 2301.00704) sec. 2.1 and table 5. What it leaves open is tagged: MaskGIT is the
+Paper: Muse (arXiv 2301.00704) sec. 2.2 and table 5. What it leaves open is tagged: MaskGIT is the
 public code of arXiv 2202.04200; taming that of arXiv 2012.09841; ours is a choice without a source.
 The adversary is taming's judge of patches, which costs the same a pixel at any size. Hardware: the
 paper's batch and a million steps want a pod; on one large accelerator lower batch_size. Not trained
@@ -30,17 +30,17 @@ def get_config(arg=""):
         source="tfds:openmoji/32" if tiny else "tfds:NAME",
         data_dir="",
         split="train",
-        image_size=32 if tiny else 512,  # sec. 2.1
+        image_size=32 if tiny else 512,  # sec. 2.2
         shift=0,  # ours
         flip=True,  # ours
         threads=1 if tiny else 16,
     )
     c.model = dict(
-        channels=8 if tiny else 128,  # sec. 2.1
-        multipliers=(1, 1, 2, 4),  # ours: four levels give f = 8 (sec. 2.1)
-        encoder_blocks=1 if tiny else 2,  # sec. 2.1: residual blocks a resolution
+        channels=8 if tiny else 128,  # sec. 2.2
+        multipliers=(1, 1, 2, 4),  # ours: four levels give f = 8 (sec. 2.2)
+        encoder_blocks=1 if tiny else 2,  # sec. 2.2: residual blocks a resolution
         encoder_mid_blocks=1 if tiny else 2,  # MaskGIT; how the paper's 19 blocks split is unknown
-        decoder_blocks=1 if tiny else 2,  # sec. 2.1
+        decoder_blocks=1 if tiny else 2,  # sec. 2.2
         decoder_mid_blocks=1 if tiny else 2,  # MaskGIT
         patch=1,
         norm="group",  # MaskGIT
@@ -48,7 +48,7 @@ def get_config(arg=""):
     )
     c.quantizer = dict(
         kind="vq",
-        num_codes=64 if tiny else 8192,  # sec. 2.1
+        num_codes=64 if tiny else 8192,  # sec. 2.2
         code_dim=8 if tiny else 32,  # arXiv 2110.04627: low width, unit length
         l2_normalize=True,  # arXiv 2110.04627
         commitment=0.25,  # MaskGIT

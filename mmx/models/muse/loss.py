@@ -1,4 +1,4 @@
-"""Masked-code prediction (arXiv 2301.00704 sec. 2.4): hide codes, predict the hidden ones.
+"""Masked-code prediction (arXiv 2301.00704 sec. 2.3, 2.6): hide codes, predict the hidden ones.
 
 Axis letters: B batch, S image codes, T text tokens.
 """

@@ -1,0 +1,98 @@
+"""Muse's small base model, 632M parameters: captions to 16x16 codes of 256x256 images.
+
+    mmx prepare folder DIR --name NAME --size 256
+    mmx train --config vqgan/muse256 --workdir runs/vqgan256 --config.data.source=tfds:NAME ...
+    mmx train --config muse/base_632m --workdir runs/muse632m \\
+        --config.data.source=tfds:NAME --config.codec.run=runs/vqgan256
+
+Paper: Muse (arXiv 2301.00704) sec. 2 and table 1 (CC3M, FID 6.8). It gives the count alone: depth
+and width are our guess, the optimiser is table 4's of the 3B model. The text encoder is small and
+learned here (theirs: T5-XXL, frozen; not in the count). Hardware: not given; ours a pod slice, or
+one large accelerator at a smaller batch. Not trained by us.
+"""
+
+from ml_collections import ConfigDict
+
+from mmx.core.config import parse_arg
+
+
+def get_config(arg=""):
+    """``:tiny`` is a run of seconds on OpenMoji, after ``vqgan/muse256:tiny``."""
+    tiny = parse_arg(arg, tiny=False)["tiny"]
+    c = ConfigDict()
+    c.family = "muse"
+    c.seed = 0
+    c.steps = 20 if tiny else 1_500_000  # table 4, of the 3B model
+    c.batch_size = 8 if tiny else 512  # table 4, of the 3B model
+    c.dtype = "float32" if tiny else "bfloat16"  # ours
+
+    c.data = dict(
+        source="tfds:openmoji/32" if tiny else "tfds:NAME",
+        data_dir="",
+        split="train",
+        image_size=64 if tiny else 256,  # sec. 2.2
+        shift=0,  # ours
+        flip=False,  # ours
+        threads=1 if tiny else 16,
+    )
+    c.codec = dict(run="")  # of vqgan/muse256
+    # Ours: learned with the model. The paper's frozen T5-XXL (sec. 2.1) is not here yet.
+    c.text = dict(
+        max_len=12 if tiny else 64,  # ours
+        width=32 if tiny else 768,  # ours
+        depth=1 if tiny else 6,  # ours
+        heads=4 if tiny else 12,  # ours
+    )
+    c.model = dict(
+        depth=2 if tiny else 36,  # ours: a guess, 632M +- 2 %
+        width=32 if tiny else 1024,  # ours: a guess, 632M +- 2 %
+        heads=2 if tiny else 16,  # ours: not in the paper
+        mlp=64 if tiny else 4096,  # ours: a guess, 632M +- 2 %
+        patch=1,
+        code_width=0,
+        activation="gelu",  # ours: not in the paper
+        remat=not tiny,  # ours
+    )
+    c.loss = dict(
+        label_smoothing=0.1,  # arXiv 2202.04200; not in the paper
+        weighting="row",  # arXiv 2202.04200; not in the paper
+        text_drop=0.1,  # sec. 2.7
+    )
+    c.optim = dict(
+        name="adafactor",  # table 4, of the 3B model
+        lr=1e-4,  # table 4, of the 3B model
+        b1=0.9,  # table 4, of the 3B model
+        b2=0.96,  # table 4, of the 3B model
+        weight_decay=0.045,  # table 4, of the 3B model
+        warmup_steps=5 if tiny else 5000,  # table 4, of the 3B model
+        clip_norm=1.0,  # ours
+        ema=0.0,  # sec. 3: averaged over checkpoints instead, see offline_ema
+        accum=1,
+    )
+    c.offline_ema = 0.7  # sec. 3
+    c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
+    c.sample = dict(
+        steps=4 if tiny else 24,  # sec. 2.8
+        guidance=6.0,  # ours: the paper sweeps it
+        sampling_temperature=1.0,  # ours: the paper sweeps it
+        choice_temperature=4.5,  # arXiv 2202.04200
+        schedule="cosine",  # sec. 2.8
+        selection="confidence",  # sec. 2.8
+    )
+    c.preview_prompts = (
+        "red heart",
+        "violin",
+        "dog face",
+        "red apple",
+        "rocket",
+        "two cats",
+        "a tree",
+        "a house",
+    )
+    c.eval = dict(splits=("test",), examples=64 if tiny else 5000)
+    c.log_every = 10 if tiny else 100
+    c.eval_every = 10 if tiny else 10_000
+    c.preview_every = 10 if tiny else 5000
+    c.save_every = 10 if tiny else 5000  # sec. 3
+    c.keep = 2 if tiny else 20  # ours: an older one weighs under 0.7^20 = 0.1 % in the average
+    return c
