@@ -304,13 +304,25 @@ def put_batch(
     """
 
     def place(value: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            # A device's slice is contiguous and wholly local: only its place among our rows is to
-            # be found.
-            start, stop, _ = index[0].indices(batch_size)
-            first = int(np.searchsorted(rows, start))
-            return value[(slice(first, first + stop - start), *index[1:])]
-
-        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, part)
+        shape = (batch_size, *value.shape[1:])
+        part = functools.partial(local_part, value, rows, batch_size=batch_size)
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return {key: place(value) for key, value in local.items()}
+
+
+def local_part(
+    value: np.ndarray, rows: np.ndarray, index: tuple[slice, ...], batch_size: int
+) -> np.ndarray:
+    """The part of this process's rows that a device holds.
+
+    Args:
+      value: [len(rows), ...].
+      rows: the global numbers of value's rows, ascending.
+      index: the device's part of the global array [batch_size, ...].
+      batch_size: B.
+    """
+    # A device's rows are neighbours and all among ours: only their place there is to be found.
+    start, stop, _ = index[0].indices(batch_size)
+    first = int(np.searchsorted(rows, start))
+    return value[(slice(first, first + stop - start), *index[1:])]

@@ -156,6 +156,9 @@ def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> So
     )
     if split.partition("[")[0] not in info.splits:
         raise UserError(f"data.split={split}: {name} has the splits {', '.join(info.splits)}")
+    for path in builder.info.splits[split.partition("[")[0]].filepaths:
+        if not path.exists():
+            raise UserError(f"{path}: missing; the data set {name} is not whole, prepare it again")
     features = dict(builder.info.features.items())
     skip = {key: tfds.decode.SkipDecoding() for key in _of_type(features, "Image")}
     try:

@@ -26,11 +26,11 @@ def _files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_splits_and_features(openmoji_root):
+def test_splits_and_features(data_dir):
     entries = {e.codepoints: e for e in emoji_table.load_entries()[1]}
     expected = emoji_table.assign_splits(list(entries.values()))
     for split, chosen in expected.items():
-        source = open_source("tfds:openmoji/32", split, openmoji_root)
+        source = open_source("tfds:openmoji/32", split, data_dir)
         assert len(source) == len(chosen) == source.info.splits[split]
         examples = [source[i] for i in range(len(source))]
         assert {e["codepoints"] for e in examples} == {e.codepoints for e in chosen}
@@ -42,8 +42,8 @@ def test_splits_and_features(openmoji_root):
                 assert example[key] == getattr(entry, key), key
 
 
-def test_pictures_are_drawn_on_white_and_differ(openmoji_root):
-    source = open_source("tfds:openmoji/32", "train", openmoji_root)
+def test_pictures_are_drawn_on_white_and_differ(data_dir):
+    source = open_source("tfds:openmoji/32", "train", data_dir)
     images = {source[i]["text"]: source[i]["image"] for i in range(len(source))}
     # Some drawings are the same ("cook", "man cook"; the flags of Chad and Romania), most are not.
     assert len({image.tobytes() for image in images.values()}) > 0.95 * len(images)
@@ -53,8 +53,8 @@ def test_pictures_are_drawn_on_white_and_differ(openmoji_root):
     assert red > 180 and green < 100 and blue < 100
 
 
-def test_attribution_and_tokenizer(openmoji_root):
-    source = open_source("tfds:openmoji/32", "train", openmoji_root)
+def test_attribution_and_tokenizer(data_dir):
+    source = open_source("tfds:openmoji/32", "train", data_dir)
     assert source.info.attribution == "OpenMoji, CC BY-SA 4.0"
     tokenizer = Tokenizer.load(source.info.tokenizer_path)
     assert 1000 < tokenizer.vocab_size <= 2048
@@ -63,16 +63,16 @@ def test_attribution_and_tokenizer(openmoji_root):
     assert text_mask.sum(1).mean() < 8
 
 
-def test_second_prepare_touches_nothing(openmoji_root):
-    directory = openmoji_root / "openmoji" / "32" / "1.0.0"
+def test_second_prepare_touches_nothing(data_dir):
+    directory = data_dir / "openmoji" / "32" / "1.0.0"
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     began = time.monotonic()
-    assert openmoji.prepare("32", openmoji_root) == (directory, False)
+    assert openmoji.prepare("32", data_dir) == (directory, False)
     assert time.monotonic() - began < 0.5
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
-def test_killed_build_leaves_nothing_and_the_next_makes_the_same_bytes(openmoji_root, tmp_path):
+def test_killed_build_leaves_nothing_and_the_next_makes_the_same_bytes(data_dir, tmp_path):
     root = tmp_path / "data"
     process = _prepare(root, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
@@ -88,10 +88,10 @@ def test_killed_build_leaves_nothing_and_the_next_makes_the_same_bytes(openmoji_
         assert _prepare(root, stderr=stderr).wait(120) == 0
     assert not list(root.rglob(".incomplete-*"))
     built = root / "openmoji" / "32" / "1.0.0"
-    assert _files(built) == _files(openmoji_root / "openmoji" / "32" / "1.0.0")
+    assert _files(built) == _files(data_dir / "openmoji" / "32" / "1.0.0")
     lines = log.read_text().splitlines()  # a log: plain lines with an ETA, few of them
     assert 3 <= len(lines) <= 8 and all("eta" in line and "\r" not in line for line in lines)
-    sources = [open_source("tfds:openmoji/32", "train", r) for r in (root, openmoji_root)]
+    sources = [open_source("tfds:openmoji/32", "train", r) for r in (root, data_dir)]
     assert sources[0].info.fingerprint == sources[1].info.fingerprint
 
 
@@ -139,11 +139,11 @@ def test_errors(tmp_path):
     assert (other / "precious").exists()
 
 
-def test_no_tensorflow_and_no_jax(openmoji_root):
+def test_no_tensorflow_and_no_jax(data_dir):
     program = (
         "import sys; from mmx.data import openmoji;"
         "from mmx.data.source import open_source;"
-        f"open_source('tfds:openmoji/32', 'train', {str(openmoji_root)!r})[0];"
+        f"open_source('tfds:openmoji/32', 'train', {str(data_dir)!r})[0];"
         "bad = [m for m in ('tensorflow', 'jax', 'torch') if m in sys.modules];"
         "assert not bad, bad"
     )
