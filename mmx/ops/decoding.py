@@ -146,10 +146,13 @@ def top_count(score_BS: jax.Array, eligible_BS: jax.Array, count_B: jax.Array) -
     *_, order_BS = jax.lax.sort(
         (~eligible_BS, -score_BS, place_BS), dimension=1, is_stable=True, num_keys=2
     )
-    rank_BS = jnp.put_along_axis(
-        jnp.zeros_like(order_BS), order_BS, place_BS, axis=1, inplace=False
-    )
-    return eligible_BS & (rank_BS < count_B[:, None])
+    first_BS = place_BS < count_B[:, None]
+
+    # Row by row, so that XLA keeps the scatter on the devices that hold the rows.
+    def scatter(order_S, first_S):
+        return jnp.zeros_like(first_S).at[order_S].set(first_S, unique_indices=True)
+
+    return eligible_BS & jax.vmap(scatter)(order_BS, first_BS)
 
 
 def guide(cond: jax.Array, uncond: jax.Array, t: jax.Array | float) -> jax.Array:
