@@ -149,5 +149,5 @@ def shift_flip(image: np.ndarray, rng: np.random.Generator, shift: int, flip: bo
         height, width = image.shape[:2]
         rows = np.clip(np.arange(height) - down, 0, height - 1)
         columns = np.clip(np.arange(width) - right, 0, width - 1)
-        image = image[rows[:, None], columns]
+        image = image.take(rows, axis=0).take(columns, axis=1)
     return image[:, ::-1] if flip and mirror else image
