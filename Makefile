@@ -4,6 +4,8 @@
 ACCEL := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 DEMO := .venv/.installed-$(ACCEL)
 TEST := .venv-test/.installed
+SIZE_cpu := 300 MB
+SIZE_cuda := 3 GB
 VERSIONS := setup.py constraints/install.sh $(wildcard constraints/*.txt)
 
 .PHONY: demo test lint clean
@@ -34,7 +36,7 @@ clean:
 	rm -rf .venv .venv-test .venv.log .venv-test.log build dist *.egg-info .pytest_cache .ruff_cache
 
 $(DEMO): $(VERSIONS)
-	@echo "[1/5] installing into .venv ($(ACCEL), about 300 MB to fetch the first time)"
+	@echo "[1/5] installing into .venv for the $(ACCEL) (first time: downloads $(SIZE_$(ACCEL)))"
 	@constraints/install.sh .venv demo $(ACCEL)
 	@touch $@
 

@@ -50,7 +50,7 @@ setup(
         "pillow>=12.0",
         "safetensors>=0.6",
         "tensorboardX>=2.6.4",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow-datasets>=4.9.10",  # 4.9.9 breaks with the protobuf of today
         "tokenizers>=0.22",
     ],
     extras_require={
