@@ -14,5 +14,10 @@ def start_jax() -> None:
     )
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    quiet_logs()
+
+
+def quiet_logs() -> None:
+    """The libraries' remarks on how we use them are not the user's concern; their errors are."""
     for name in ("absl", "orbax", "grain", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)

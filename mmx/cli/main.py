@@ -1,6 +1,7 @@
 """The ``mmx`` command: one thin file a verb. Heavy imports happen inside the verbs."""
 
 import argparse
+import errno
 import os
 import sys
 
@@ -14,17 +15,36 @@ examples:
   mmx sample runs/muse "red heart" -n 4 --out heart.png
   mmx evaluate runs/muse
   mmx configs
+
+exit codes: 0 done; 1 training failed (a loss is not finite); 2 bad input, nothing was done;
+  75 training was asked to stop (SIGTERM, Ctrl-C) and has saved: the same command goes on;
+  130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
+# What a disk or a path of the user's may answer; any other OSError is a fault of ours.
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; flags are spelt out."""
+
+    def __init__(self, **kwargs):
+        kwargs |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def _parser() -> argparse.ArgumentParser:
     from mmx.cli import configs, evaluate, prepare, sample, train
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mmx",
         description="Train generative models of images and text; see what they draw.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for module in (prepare, train, sample, evaluate, configs):
@@ -34,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.__doc__.partition("\n")[0],
             epilog=module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
@@ -42,27 +61,44 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Exit codes: 0 done, 1 training failed, 2 bad input, 75 asked to stop and saved."""
-    argv = sys.argv[1:] if argv is None else argv
-    args, rest = _parser().parse_known_args(argv)
-    if rest and args.verb != "train":
-        return _fail(f"unknown arguments: {' '.join(rest)}; see `mmx {args.verb} --help`")
-    if args.verb == "train":
-        args.overrides = rest
-    _quiet()
+    """Run a verb; returns the exit code, as ``mmx --help`` lists them."""
     try:
-        return args.run(args) or 0
+        args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+        if args.verb == "train":
+            args.overrides = rest
+        elif rest:
+            raise UserError(f"unknown arguments: {' '.join(rest)}; see `mmx {args.verb} --help`")
+        _quiet()
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _fail(str(error))
     except BrokenPipeError:
         # The reader of our output went away (`mmx configs | head`); nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _drop_output()
+        return _fail(f"{error.filename or 'output'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("mmx: interrupted", file=sys.stderr)
+        return 130
 
 
 def _fail(message: str) -> int:
     print(f"mmx: error: {message}", file=sys.stderr)
     return 2
+
+
+def _drop_output() -> None:
+    """What is still in the buffer has no reader: keep the interpreter's exit from complaining."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet() -> None:

@@ -1,11 +1,13 @@
 """A trained run, opened by its path alone: what ``mmx.load`` returns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from mmx.cli.backend import quiet_logs
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError
@@ -69,18 +71,30 @@ class Run:
         """
         from mmx.eval.images import to_uint8
 
+        if isinstance(prompts, str) or not prompts:
+            raise UserError('sample takes a list of one or more prompts: sample(["red heart"])')
         out = self.draw(prompts, negative, self.options(guidance=guidance, steps=steps), seed,
                         first_index)  # fmt: skip
         return to_uint8(out["image"])
 
     def draw(self, prompts, negative, options, seed, first_index=0, batch_size=32) -> dict:
-        """:meth:`sample` with codes and the trace of the steps, in batches of one compiled shape."""
+        """:meth:`sample` with codes and the trace of the steps.
+
+        Returns:
+          {"image": float32 [n, H, W, 3], "codes": int32 [n, S], "trace": int32 [n, R, S]}.
+        """
+        parts = list(self.draw_batches(prompts, negative, options, seed, first_index, batch_size))
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    def draw_batches(
+        self, prompts, negative, options, seed, first_index=0, batch_size=32
+    ) -> Iterator[dict]:
+        """:meth:`draw` in batches of one compiled shape, each as soon as it is done."""
         batch = self.task.prompts(prompts, negative, first_index)
         whole = replicated(self.mesh)
         key = jax.device_put(rngs.base_key(seed), whole)
         sampler = self.task.sampler(self.mesh, options)
         size = min(batch_size, len(prompts))
-        parts = []
         for start in range(0, len(prompts), size):
             part = {k: v[start : start + size] for k, v in batch.items()}
             real = len(part["index"])
@@ -88,8 +102,7 @@ class Run:
             out = sampler(self.params, self.extra, self.frozen, jax.device_put(part, whole), key)
             out = jax.tree.map(np.asarray, out)
             out["trace"] = out["trace"].swapaxes(0, 1)
-            parts.append(jax.tree.map(lambda x: x[:real], out))
-        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+            yield jax.tree.map(lambda x, real=real: x[:real], out)
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:
@@ -108,6 +121,7 @@ def load_run(spec, step: int | None = None, family: str | None = None) -> Run:
       UserError: no such run or step, another family, a checkpoint that cannot be read or is of
         another model.
     """
+    quiet_logs()
     run, named = parse_run(spec)
     step = named if step is None else step
     config = run.config()
@@ -117,7 +131,13 @@ def load_run(spec, step: int | None = None, family: str | None = None) -> Run:
     if config.get("offline_ema", 0.0):
         steps = [s for s in run.steps() if s <= step]
         params = offline_ema((read_weights(run, s)[0] for s in steps), config.offline_ema)
-    task = make_task(config, run)
+    try:
+        task = make_task(config, run)
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            f"{run.config_file}: does not fit this version of mmx; use the one in environment.json "
+            f"({' '.join(str(error).split())})"
+        ) from error
     mesh = make_mesh(_mesh_here(config.mesh))
     boxed_params, boxed_extra = jax.eval_shape(task.init, rngs.base_key(0))
     params = _place(run, params, boxed_params, mesh)

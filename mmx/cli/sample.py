@@ -1,13 +1,23 @@
 """Draw pictures from a trained run."""
 
+from dataclasses import asdict
+from pathlib import Path
+
+from mmx.cli import arguments
 from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir, parse_run
 
 HELP = "draw pictures from a run"
 EXAMPLES = """\
 examples:
   mmx sample runs/muse "red heart"
-  mmx sample runs/muse "red heart" --negative "blue" --guidance 4 --steps 12 --seed 0 -n 16 --out x.png
+  mmx sample runs/muse "red heart" -n 16 --seed 1 --out hearts.png
+  mmx sample runs/muse "red heart" --negative "blue" --guidance 4 --steps 12
   mmx sample runs/muse@500 --prompts prompts.txt --out pictures/
+
+Picture i of a seed is the same whatever -n: more pictures go on where fewer stop. With --prompts,
+picture i is of prompt i; with -n 2 the second round of all prompts follows the first. Each file
+holds its run, step, prompt, seed and settings (PNG text chunk "mmx").
 """
 
 
@@ -17,76 +27,137 @@ def add_arguments(parser):
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line; --out is a folder")
     parser.add_argument("--negative", default="", help="what to keep away from")
     parser.add_argument(
-        "--guidance", type=float, help="t in (1+t) cond - t uncond, at the last step"
+        "--guidance",
+        type=arguments.scale,
+        help="t in (1+t) cond - t uncond, at the last step (default: the run's own)",
     )
-    parser.add_argument("--steps", type=int, help="decoding steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-n", type=int, default=1, help="pictures a prompt (default 1)")
-    parser.add_argument("--out", metavar="PATH", help="default: RUN/samples/")
+    parser.add_argument(
+        "--steps", type=arguments.count, help="decoding steps (default: the run's own)"
+    )
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
+    parser.add_argument(
+        "-n", type=arguments.count, default=1, help="pictures of each prompt (default 1)"
+    )
+    parser.add_argument(
+        "--out", metavar="PATH", help="a .png, or with --prompts a folder (default: RUN/samples/)"
+    )
 
 
 def run(args) -> int:
-    from pathlib import Path
-
     prompts = _prompts(args)
-    if args.n < 1:
-        raise UserError(f"-n={args.n}: give at least 1")
+    run_dir, step = parse_run(args.run_dir)
+    step = run_dir.steps()[-1] if step is None else step
+    out = _out(args, run_dir, step)
+    _check_prompts(run_dir, prompts, args.negative)
+
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
-    from mmx.eval.grid import Section, draw_grid
+    from mmx.core.progress import Progress
     from mmx.eval.images import to_uint8
-    from mmx.eval.png import save_image, save_picture
 
     start_jax()
-    opened = load_run(args.run_dir)
+    opened = load_run(run_dir.path, step)
     options = opened.options(guidance=args.guidance, steps=args.steps)
-    texts = [text for text in prompts for _ in range(args.n)]
-    images = to_uint8(opened.draw(texts, args.negative, options, args.seed)["image"])
+    texts = prompts * args.n
     record = {
-        "run": str(opened.dir.path),
-        "step": opened.step,
+        "run": str(run_dir.path),
+        "step": step,
         "negative": args.negative,
         "seed": args.seed,
-        "settings": vars(options),
+        "settings": asdict(options),
+        "attribution": run_dir.attribution(),
     }
-    attribution = _attribution(opened)
+    progress = Progress(len(texts), "draw")
+    images, files = [], []
+    for part in opened.draw_batches(texts, args.negative, options, args.seed):
+        for image in to_uint8(part["image"]):
+            if args.prompts:
+                i = len(files)
+                info = record | {"prompt": texts[i], "index": i}
+                files.append(_save(out / f"{i:05d}.png", image, info))
+            else:
+                images.append(image)
+        progress.update(len(images) + len(files))
+    progress.close()
     if args.prompts:
-        folder = Path(args.out or opened.dir.samples)
-        for i, (text, image) in enumerate(zip(texts, images)):
-            path = save_image(folder / f"{i:05d}.png", image, record | {"prompt": text, "index": i})
-        print(f"{len(images)} pictures in {path.parent}")
-        return 0
-    default = opened.dir.samples / f"step{opened.step}-seed{args.seed}.png"
-    record |= {"prompt": texts[0], "attribution": attribution}
-    out = Path(args.out) if args.out else default
-    if len(images) == 1:
-        path = save_image(out, images[0], record)
+        print(f"{len(files)} pictures in {out}")
     else:
-        picture = draw_grid([Section(images, texts)], attribution=attribution)
-        path = save_picture(out, picture, record)
-    print(path)
+        print(_save_grid(out, images, texts, record))
     return 0
 
 
-def _prompts(args) -> list[str]:
-    from pathlib import Path
+def _save(path: Path, image, record: dict) -> Path:
+    from mmx.eval.png import save_image
 
+    try:
+        return save_image(path, image, record)
+    except OSError as error:
+        raise UserError(f"{path}: not written ({error.strerror})") from error
+
+
+def _save_grid(path: Path, images, texts, record: dict) -> Path:
+    """One picture as it is; several as a captioned grid."""
+    import numpy as np
+
+    from mmx.eval.grid import Section, draw_grid
+
+    record |= {"prompt": texts[0], "count": len(texts)}
+    image = images[0]
+    if len(images) > 1:
+        grid = draw_grid([Section(np.stack(images), texts)], attribution=record["attribution"])
+        image = np.asarray(grid)
+    return _save(path, image, record)
+
+
+def _prompts(args) -> list[str]:
     if (args.prompt is None) == (args.prompts is None):
         raise UserError('give a prompt, mmx sample RUN "red heart", or --prompts FILE')
     if args.prompt is not None:
-        if not args.prompt.strip():
-            raise UserError("the prompt is empty")
         return [args.prompt]
     file = Path(args.prompts)
-    if not file.is_file():
-        raise UserError(f"--prompts={file}: no such file")
-    prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts={file}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"--prompts={file}: {error.strerror}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"--prompts={file}: no prompt in it")
     return prompts
 
 
-def _attribution(opened) -> str:
-    """Of the data that the run learned from, as recorded with the run."""
-    file = opened.dir.attribution_file
-    return file.read_text().strip() if file.is_file() else ""
+def _check_prompts(run_dir: RunDir, prompts: list[str], negative: str) -> None:
+    """Can the run draw, and does it take these texts? Needs its config and tokenizer only."""
+    config = run_dir.config()
+    if "sample" not in config:
+        raise UserError(
+            f"{run_dir.path}: a run of the family {config.family!r}, which draws nothing from "
+            "prompts; name a run of the family muse"
+        )
+    from mmx.data.text import Tokenizer
+
+    tokenizer = Tokenizer.load(run_dir.tokenizer_file)
+    tokenizer.encode(prompts, config.text.max_len, strict=True)
+    if negative:
+        try:
+            tokenizer.encode([negative], config.text.max_len, strict=True)
+        except UserError as error:
+            raise UserError(f"--negative: {error}") from error
+
+
+def _out(args, run_dir: RunDir, step: int) -> Path:
+    """Where the pictures go; it can be written."""
+    if args.prompts:
+        out = Path(args.out) if args.out else run_dir.samples
+        arguments.check_writable(f"--out={out}", out)
+        return out
+    out = run_dir.samples / f"step{step}-seed{args.seed}.png"
+    if args.out:
+        out = Path(args.out)
+        if out.suffix.lower() != ".png":
+            raise UserError(f"--out={out}: pictures are PNG, so the name has to end in .png")
+        if out.is_dir():
+            raise UserError(f"--out={out}: a folder is there; name a file")
+    arguments.check_writable(f"--out={out}", out.parent)
+    return out

@@ -1,10 +1,12 @@
 """Train a run, or go on with it: the same command again resumes where it was."""
 
+import shutil
 import sys
+from pathlib import Path
 
 from mmx.core import config as configs
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir, open_or_create
+from mmx.core.run_dir import RunDir, check_workdir, open_or_create, parse_run
 
 HELP = "train a run, or go on with it"
 EXAMPLES = """\
@@ -13,8 +15,10 @@ examples:
   mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
   mmx train --config configs/muse/openmoji32.py:tiny --config.optim.lr=1e-3 --print_config
 
-Any field of the config is a flag: --config.FIELD.FIELD=VALUE. Exit code 75: asked to stop
-(SIGTERM, Ctrl-C), saved; run the same command to go on.
+Any field of the config is a flag: --config.FIELD.FIELD=VALUE; a tuple is "('a', 'b')".
+The same command again goes on with the run in the workdir.
+Exit codes: 0 done, 1 a loss or gradient is not finite, 2 bad input, 75 asked to stop (SIGTERM,
+Ctrl-C) and saved: run the same command to go on.
 """
 
 
@@ -38,35 +42,39 @@ def run(args) -> int:
         return 0
     if not args.workdir:
         raise UserError("--workdir is missing: name the folder of the run")
-    workdir = RunDir(_path(args.workdir))
-    if workdir.config_file.is_file():
-        configs.check_resumable(workdir.config(), config)
-        done = workdir.steps()
-        if done and done[-1] >= config.steps:
-            print(f"{args.workdir}: all {config.steps} steps are done", file=sys.stderr)
-            return 0
+    workdir = RunDir(Path(args.workdir))
+    check_workdir(workdir, config)
+    done = workdir.steps()
+    if done and done[-1] >= config.steps:
+        print(f"{workdir.path}: all {config.steps} steps are done")
+        return 0
+    _check_inputs(config, workdir, args.init_from)
+
     from mmx.cli.backend import start_jax
     from mmx.models.registry import make_task
     from mmx.train import loop, preemption
 
     start_jax()
-    workdir = open_or_create(args.workdir, config)
-    task = make_task(config, workdir)
+    before = "run" if workdir.config_file.is_file() else "folder" * workdir.path.is_dir()
+    workdir = open_or_create(workdir.path, config)
     try:
-        loop.train(task, config, workdir, init_from=args.init_from)
+        loop.train(make_task(config, workdir), config, workdir, init_from=args.init_from)
     except preemption.Preempted as stopped:
         print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
         return preemption.EXIT_PREEMPTED
     except loop.NonFinite as error:
         print(f"mmx: error: {error}", file=sys.stderr)
         return 1
+    except UserError:
+        if before != "run" and not workdir.environment_file.is_file():
+            # Refused before the first step: the mended command must find the workdir as it was.
+            for path in workdir.path.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not before:
+                workdir.path.rmdir()
+        raise
+    print(f"{workdir.path}: trained to step {config.steps}")
     return 0
-
-
-def _path(text: str):
-    from pathlib import Path
-
-    return Path(text)
 
 
 def resolve(spec: str, overrides: list[str]):
@@ -75,19 +83,26 @@ def resolve(spec: str, overrides: list[str]):
     Raises:
       UserError: an unknown file, field (names the nearest) or a value of the wrong type.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    from mmx.cli.overrides import apply
 
-    path, arg = configs.find_config(spec)
-    configs.load_config(spec)  # its own mistakes first, with their own messages
-    for flag in overrides:
-        if not flag.startswith("--config."):
-            raise UserError(f"unknown argument {flag!r}; see `mmx train --help`")
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    try:
-        values(["mmx", f"--config={path}:{arg}", *overrides])
-        return values[holder.name].value.lock()
-    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        reason = " ".join(str(a) for a in error.args) or type(error).__name__
-        raise UserError(f"{' '.join(overrides)}: {reason}") from error
+    return apply(configs.load_config(spec), overrides)
+
+
+def _check_inputs(config, workdir: RunDir, init_from: str | None) -> None:
+    """What the run reads has to be there: found out before jax starts and the workdir is made."""
+    from mmx.cli.arguments import check_writable
+    from mmx.data.source import open_source
+    from mmx.models import registry
+
+    registry.check_family(config)
+    if init_from:
+        parse_run(init_from)
+    if "codec" in config and not workdir.stage("codec").is_dir():
+        if not config.codec.run:
+            raise UserError("config.codec.run is empty: name the tokenizer's run, "
+                            "--config.codec.run=RUN[@STEP]")  # fmt: skip
+        earlier, _ = parse_run(config.codec.run)
+        registry.check_codec(earlier.config(), f"config.codec.run={config.codec.run}")
+    check_writable(f"--workdir={workdir.path}", workdir.path)
+    data = config.data
+    open_source(data.source, data.split, data.data_dir)

@@ -1,13 +1,15 @@
 """Configs: one Python file a run, ``get_config(arg="")``, named by path or by short name.
 
-``muse/openmoji32:tiny`` is the file ``configs/muse/openmoji32.py`` called with ``"tiny"``. Short names
-resolve in a checkout and in an installed package alike. A run keeps its resolved config as JSON.
+``muse/openmoji32:tiny`` is the file ``configs/muse/openmoji32.py`` called with ``"tiny"``. Short
+names resolve in a checkout and in an installed package alike. A run keeps its resolved config as
+JSON.
 """
 
 import ast
 import difflib
 import importlib.util
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mmx.core.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent.parent
 # May change when a run goes on: where it runs, how long, how often it speaks and keeps.
 RESUME_ALLOWED = (
-    "mesh.",
+    "mesh",
     "steps",
     "log_every",
     "eval_every",
@@ -31,7 +33,7 @@ RESUME_ALLOWED = (
 
 
 def config_dir() -> Path:
-    """The folder of the shipped configs: beside the package in a checkout, inside it when installed."""
+    """The folder of the shipped configs: beside the package, or inside it when installed."""
     beside = _PACKAGE.parent / "configs"
     return beside if (beside / "muse").is_dir() else _PACKAGE / "configs"
 
@@ -43,9 +45,15 @@ def list_configs() -> dict[str, str]:
     for path in sorted(root.glob("*/*.py")):
         if path.stem == "__init__":
             continue
-        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found[f"{path.parent.name}/{path.stem}"] = doc.partition("\n")[0]
+        found[f"{path.parent.name}/{path.stem}"] = _purpose(path)
     return found
+
+
+def _purpose(path: Path) -> str:
+    try:
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    except (SyntaxError, ValueError):
+        return "(not valid Python)"
 
 
 def find_config(spec: str) -> tuple[Path, str]:
@@ -54,7 +62,10 @@ def find_config(spec: str) -> tuple[Path, str]:
     Raises:
       UserError: no such file or short name; names the nearest one.
     """
-    name, _, arg = spec.partition(":")
+    # A folder's name may hold a colon, an argument does not.
+    name, colon, arg = spec.rpartition(":")
+    if not colon or "/" in arg or spec.endswith(".py"):
+        name, arg = spec, ""
     path = Path(name)
     if path.suffix == ".py" and path.is_file():
         return path.resolve(), arg
@@ -69,12 +80,33 @@ def find_config(spec: str) -> tuple[Path, str]:
 
 
 def load_config(spec: str) -> ConfigDict:
-    """The locked config of a spec. Raises UserError for an unknown file, name or argument."""
+    """The locked config of a spec.
+
+    Raises:
+      UserError: an unknown file, name or argument; a file that does not run, with the line.
+    """
     path, arg = find_config(spec)
     module_spec = importlib.util.spec_from_file_location(f"mmx_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(arg).lock()
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f'{path}: has no get_config(arg=""), which returns a ConfigDict')
+        config = module.get_config(arg)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # it is the user's program
+        where = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+                 if f.filename == str(path)]  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}, line {where[-1] if where else 1}: {type(error).__name__}: {reason}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
+    return config.lock()
 
 
 def parse_arg(arg: str, **known: Any) -> dict[str, Any]:
@@ -127,6 +159,10 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
+def _may_change(name: str) -> bool:
+    return name in RESUME_ALLOWED or name.partition(".")[0] in RESUME_ALLOWED
+
+
 def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     """Refuse to go on in a run with a config that would make another run.
 
@@ -137,7 +173,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     changed = [
         f"  {name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name, None) != after.get(name, None) and not name.startswith(RESUME_ALLOWED)
+        if before.get(name) != after.get(name) and not _may_change(name)
     ]
     if changed:
         raise UserError(

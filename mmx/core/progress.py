@@ -1,11 +1,15 @@
 """Progress of long work: a bar with an ETA on a terminal, plain lines in a log."""
 
+import os
 import sys
 import time
 
+_BAR = 20  # columns of the bar itself
+_REDRAW = 0.05  # seconds: no terminal needs it more often
+
 
 class Progress:
-    """Counts to ``total``.
+    """Counts to ``total`` on stderr.
 
     Args:
       total: units of work in all.
@@ -16,32 +20,53 @@ class Progress:
 
     def __init__(self, total: int, what: str, start: int = 0, every: int = 100):
         self.total, self.what, self.start, self.every = total, what, start, every
-        self.began = time.monotonic()
         self.tty = sys.stderr.isatty()
-        self.done = start
+        self.done, self.note = start, ""
+        self.began = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._drawn = 0.0
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that ``done`` units are done; ``note`` is shown beside the count."""
-        self.done = done
-        if self.tty:
-            print(f"\r\033[K{self._line(note)}", end="", file=sys.stderr, flush=True)
-        elif done % self.every == 0 or done == self.total:
-            print(self._line(note), file=sys.stderr, flush=True)
+        """Say that ``done`` units are done; ``note`` stays beside the bar until the next one."""
+        now = time.monotonic()
+        self.done, self.note = done, note or self.note
+        line = self._line(now)
+        # The first unit compiles, opens, warms up: it says nothing about the speed of the others.
+        self._first = self._first or (now, done)
+        if not self.tty:
+            if done % self.every == 0 or done == self.total:
+                print(line, file=sys.stderr, flush=True)
+        elif note or done == self.total or now - self._drawn > _REDRAW:
+            self._drawn = now
+            print(f"\r\033[K{line[: _columns() - 1]}", end="", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Lines of their own, above the bar."""
         print(f"\r\033[K{text}" if self.tty else text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self.tty:
+        """Leave the bar as it is and go to the next line."""
+        if self.tty and self._first:
             print(file=sys.stderr)
 
-    def _line(self, note: str) -> str:
-        elapsed = time.monotonic() - self.began
-        fresh = self.done - self.start
-        eta = "?" if fresh <= 0 else _clock(elapsed / fresh * (self.total - self.done))
-        text = f"{self.what} {self.done}/{self.total} eta {eta}"
-        return f"{text}  {note}" if note else text
+    def _line(self, now: float) -> str:
+        since, base = self._first or (self.began, self.start)
+        fresh = self.done - base
+        left = _clock((now - since) / fresh * (self.total - self.done)) if fresh > 0 else "?"
+        bar = ""
+        if self.tty:
+            full = _BAR * self.done // max(self.total, 1)
+            bar = f"[{'#' * full}{'.' * (_BAR - full)}] "
+        text = f"{self.what} {bar}{self.done}/{self.total} eta {left}"
+        return f"{text}  {self.note}" if self.note else text
+
+
+def _columns() -> int:
+    """Of the terminal that stderr is; asked each time, as windows change."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _clock(seconds: float) -> str:

@@ -41,6 +41,10 @@ class RunDir:
         return self.path / "tokenizer.json"
 
     @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -56,17 +60,31 @@ class RunDir:
     def attribution_file(self) -> Path:
         return self.path / "attribution.txt"
 
+    def attribution(self) -> str:
+        """Of the data that the run learned from, as recorded with the run; "" for none."""
+        file = self.attribution_file
+        return file.read_text().strip() if file.is_file() else ""
+
     def stage(self, name: str) -> Path:
         return self.path / "stages" / name
 
     def config(self) -> ConfigDict:
-        return configs.from_json(self.config_file.read_text())
+        """The resolved config. Raises UserError when the file is none of a run of mmx."""
+        try:
+            config = configs.from_json(self.config_file.read_text())
+            known = isinstance(config.get("family"), str)
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"{self.config_file}: cannot be read as a config ({error})") from error
+        if not known:
+            raise UserError(f"{self.config_file}: not of a run of mmx (it names no family)")
+        return config
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, without opening Orbax."""
         if not self.checkpoints.is_dir():
             return []
-        return sorted(int(p.name) for p in self.checkpoints.iterdir() if p.name.isdigit())
+        names = (p.name for p in self.checkpoints.iterdir() if p.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
 
 def parse_run(spec: str) -> tuple[RunDir, int | None]:
@@ -77,23 +95,40 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
     """
     text, step = str(spec), None
     if "@" in text and not Path(text).exists():
-        text, _, number = text.rpartition("@")
-        if not number.isdigit():
+        path, _, number = text.rpartition("@")
+        if number.isascii() and number.isdecimal():
+            text, step = path, int(number)
+        elif Path(path, "config.json").is_file():
             raise UserError(f"{spec}: after @ comes a step, a whole number; not {number!r}")
-        step = int(number)
     run = RunDir(Path(text))
     if not run.path.is_dir():
-        raise UserError(
-            f"{text}: no such run directory; `mmx train --workdir {text} ...` makes one"
-        )
+        raise UserError(f"{text}: no such run directory; `mmx train` makes one")
     if not run.config_file.is_file():
         raise UserError(f"{text}: not a run directory (it has no config.json)")
     steps = run.steps()
+    run.config()
     if not steps:
         raise UserError(f"{text}: this run has no checkpoint yet; train it first")
     if step is not None and step not in steps:
         raise UserError(f"{text}: no checkpoint of step {step}; there are {steps}")
     return run, step
+
+
+def check_workdir(run: RunDir, config: ConfigDict) -> None:
+    """Refuse a workdir in which this config can neither start nor go on; writes nothing.
+
+    Raises:
+      UserError: a file, a folder of other things, or another run.
+    """
+    if run.config_file.is_file():
+        configs.check_resumable(run.config(), config)
+    elif run.path.is_dir():
+        if any(run.path.iterdir()):
+            raise UserError(
+                f"--workdir={run.path}: the folder is not empty and is no run; choose another"
+            )
+    elif run.path.exists():
+        raise UserError(f"--workdir={run.path}: a file is there; name a folder")
 
 
 def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
@@ -106,12 +141,7 @@ def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
       UserError: the workdir holds another run, or files that are no run.
     """
     run = RunDir(Path(workdir))
-    if run.config_file.is_file():
-        configs.check_resumable(run.config(), config)
-    elif run.path.is_dir() and any(run.path.iterdir()):
-        raise UserError(
-            f"--workdir={workdir}: the folder is not empty and is no run; choose another"
-        )
+    check_workdir(run, config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomic(run.config_file, configs.to_json(config))
     return run
@@ -133,7 +163,7 @@ def copy_tokenizer(run: RunDir, source: Path) -> None:
 
 def record_environment(run: RunDir, devices: list[str]) -> None:
     """Append this start: when, with which command, versions and devices."""
-    file = run.path / "environment.json"
+    file = run.environment_file
     starts = json.loads(file.read_text()) if file.is_file() else []
     names = ("mmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     versions = {}

@@ -28,3 +28,18 @@ def make_task(config, run):
 def make_codec(config):
     """The codec of an earlier run's config. Raises UserError when that family is none."""
     return _load(_CODECS, config.family, "image codec")(config)
+
+
+def check_family(config) -> None:
+    """Before anything is imported: raises UserError for an unknown family."""
+    if config.get("family") not in _TASKS:
+        raise UserError(f"config.family={config.get('family')!r}: use one of {', '.join(_TASKS)}")
+
+
+def check_codec(config, field: str) -> None:
+    """Before anything is imported: raises UserError when the run that a field names is no codec."""
+    if config.family not in _CODECS:
+        raise UserError(
+            f"{field}: a run of the family {config.family!r}, which is no image tokenizer; "
+            f"name a run of the family {' or '.join(_CODECS)}"
+        )

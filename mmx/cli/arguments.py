@@ -1,0 +1,61 @@
+"""What the verbs share: checks of arguments that need neither jax nor a model."""
+
+import argparse
+import math
+import os
+import tempfile
+from pathlib import Path
+
+from mmx.core.errors import UserError
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    return _whole(text, 1, 2**31 - 1, "at least 1")
+
+
+def seed(text: str) -> int:
+    """A whole number that all random generators take as it is."""
+    return _whole(text, 0, 2**32 - 1, "from 0 to 2**32 - 1")
+
+
+def _whole(text: str, low: int, high: int, which: str) -> int:
+    try:
+        value = int(text)
+        if low <= value <= high:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: give a whole number {which}")
+
+
+def scale(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        value = float(text)
+        if math.isfinite(value) and value >= 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Find out now, not after minutes of drawing, whether files can be made in a folder.
+
+    Args:
+      flag: how the user named it, for the message.
+      folder: may be missing; it is not made.
+
+    Raises:
+      UserError: it is a file, below a file, or the system refuses.
+    """
+    there = Path(os.path.abspath(folder))
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{flag}: {there} is not a folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write in {there} ({error.strerror})") from error
