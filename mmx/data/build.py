@@ -64,7 +64,10 @@ def build(
                 built.rename(target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord's writer has no type of its own for a full disk.
+        if not isinstance(error, OSError) and "write() failed" not in str(error):
+            raise
         raise UserError(f"--data_dir={data_dir}: cannot write there ({error})") from error
     return True
 

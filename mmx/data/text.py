@@ -62,7 +62,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, path: str | Path) 
     )
     bpe.train_from_iterator(captions, trainer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    bpe.save(str(path))
+    Path(path).write_text(bpe.to_str(pretty=True), "utf-8")
     return Tokenizer(bpe)
 
 

@@ -139,6 +139,21 @@ def test_errors(tmp_path):
     assert (other / "precious").exists()
 
 
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    # No full disk at hand: a limit on the size of a file fails the same writes in the same places.
+    program = (
+        "import resource; from mmx.core.errors import UserError; from mmx.data import openmoji\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        f"try: openmoji.prepare('32', {str(tmp_path)!r})\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENV, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert f"--data_dir={tmp_path}: cannot write there" in done.stdout
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
 def test_no_tensorflow_and_no_jax(data_dir):
     program = (
         "import sys; from mmx.data import openmoji;"
