@@ -81,6 +81,11 @@ def test_text_is_dropped_at_the_given_rate():
     assert not bool(masking.keep_text(keys(10_000), 1.0).any())
 
 
+def test_rate_zero_keeps_even_the_smallest_draw(monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.zeros(()))
+    assert bool(masking.keep_text(keys(3), 0.0).all())
+
+
 def test_text_drop_check_catches_the_inverted_mask():
     """Spec P1: kept where (u < p), so 10 % of the rows keep their text instead of 90 %."""
     with pytest.raises(AssertionError):
