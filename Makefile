@@ -36,7 +36,7 @@ clean:
 	rm -rf .venv .venv-test .venv.log .venv-test.log build dist *.egg-info .pytest_cache .ruff_cache
 
 $(DEMO): $(VERSIONS)
-	@echo "[1/5] installing into .venv for the $(ACCEL) (first time: downloads $(SIZE_$(ACCEL)))"
+	@echo "[1/5] installing into .venv for $(ACCEL) (the first time downloads $(SIZE_$(ACCEL)))"
 	@constraints/install.sh .venv demo $(ACCEL)
 	@touch $@
 
