@@ -1,24 +1,33 @@
 """``--config.a.b=V`` and ``--config.a.b V``: the flags of ml_collections, with our errors."""
 
+import ast
 import difflib
 import re
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mmx.core.config import flat_items
 from mmx.core.errors import UserError
 
 _FLAG = re.compile(r"--config\.([^=]*)(?:=(.*))?", re.DOTALL)
+# type of the field -> (how its flag is read, what to say when it cannot be)
+_KINDS = {
+    bool: (flags.BooleanParser(), "true or false"),
+    int: (flags.IntegerParser(), "a whole number"),
+    float: (flags.FloatParser(), "a number"),
+    str: (flags.ArgumentParser(), "a text"),
+}
 
 
 def apply(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """Set the fields that the arguments name; the value is read as the field's type.
+    """Set the fields that the arguments name; a value is read as the type of the field.
 
     Args:
       config: changed in place.
       arguments: ``["--config.optim.lr=1e-3", "--config.steps", "10"]``; a tuple is written
-        ``"('a', 'b')"`` or by repeating its flag.
+        ``"('a', 'b')"`` or by repeating its flag. Of a flag that is repeated else, the last holds.
 
     Returns:
       The config.
@@ -27,40 +36,41 @@ def apply(config: ConfigDict, arguments: list[str]) -> ConfigDict:
       UserError: an argument that is no such flag, an unknown field (names the nearest one), a value
         of another type.
     """
-    for field, texts in _group(config, arguments).items():
-        now = flat_items(config)[field]
-        given = [f"--config.{field}={text}" for text in texts]
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=["mmx", *given]
-        )
+    fields = flat_items(config)
+    for field, texts in _group(fields, arguments).items():
+        old = fields[field]
         try:
-            values(["mmx", *given])
-        except (flags.Error, TypeError, ValueError) as error:
-            raise UserError(f"{' '.join(given)}: give {_like(now)}") from error
-        if not _same_kind(now, flat_items(config)[field]):
-            raise UserError(f"{' '.join(given)}: give {_like(now)}")
+            new = _tuple(old, texts) if isinstance(old, list) else _scalar(type(old), texts[-1])
+        except (ValueError, TypeError, SyntaxError) as error:
+            given = " ".join(f"--config.{field}={text}" for text in texts)
+            what = "a tuple" if isinstance(old, list) else _KINDS[type(old)][1]
+            like = f'"{tuple(old)}"' if isinstance(old, list) else repr(old)
+            raise UserError(f"{given}: give {what} such as {like}") from error
+        group, _, name = field.rpartition(".")
+        inner = config
+        for part in filter(None, group.split(".")):
+            inner = inner[part]
+        inner[name] = new
     return config
 
 
-def _same_kind(old, new) -> bool:
-    """Tuples alone are left to check: ml_collections takes any literal for an element."""
-    if not isinstance(old, list):
-        return True
-    kinds = tuple({type(value) for value in old}) or (object,)
-    return all(isinstance(v, kinds) and not str(v).startswith(("(", "[")) for v in new)
+def _scalar(kind: type, text: str) -> Any:
+    return _KINDS[kind][0].parse(text)
 
 
-def _like(value) -> str:
-    if isinstance(value, list):
-        return f"""a tuple such as "{tuple(value)}\""""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-    return f"{kinds.get(type(value), 'a text')} such as {value!r}"
+def _tuple(old: list, texts: list[str]) -> tuple:
+    """One literal ``(1, 2)``, or an element a flag; elements are of the old ones' type."""
+    kind = type(old[0]) if old else str
+    if len(texts) == 1 and texts[0].lstrip().startswith(("(", "[")):
+        values = ast.literal_eval(texts[0].strip())
+        if not isinstance(values, tuple | list) or {type(v) for v in values} - {kind}:
+            raise ValueError(f"not all are of {kind}")
+        return tuple(values)
+    return tuple(_scalar(kind, text) for text in texts)
 
 
-def _group(config: ConfigDict, arguments: list[str]) -> dict[str, list[str]]:
-    """Field -> the values given for it (a tuple's flag may repeat)."""
-    fields = flat_items(config)
+def _group(fields: dict[str, Any], arguments: list[str]) -> dict[str, list[str]]:
+    """Field -> the values given for it."""
     found: dict[str, list[str]] = {}
     rest = list(arguments)
     while rest:
@@ -79,12 +89,13 @@ def _group(config: ConfigDict, arguments: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _unknown(field: str, fields: dict) -> str:
+def _unknown(field: str, fields: dict[str, Any]) -> str:
     inside = [name for name in fields if name.startswith(f"{field}.")]
     if inside:
         return f"--config.{field} is a group; name one of its fields: {', '.join(inside)}"
-    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.4)
     # The right name in the wrong group is nearer than it looks.
-    near = [n for n in fields if n.rpartition(".")[2] == field.rpartition(".")[2]][:1] or near
+    last = field.rpartition(".")[2]
+    near = [name for name in fields if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(field, fields, n=1, cutoff=0.4)
     hint = f" Did you mean --config.{near[0]}?" if near else ""
     return f"--config.{field}: the config has no such field.{hint} --print_config lists them."

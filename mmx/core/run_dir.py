@@ -73,7 +73,7 @@ class RunDir:
         try:
             config = configs.from_json(self.config_file.read_text())
             known = isinstance(config.get("family"), str)
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{self.config_file}: cannot be read as a config ({error})") from error
         if not known:
             raise UserError(f"{self.config_file}: not of a run of mmx (it names no family)")

@@ -1,0 +1,115 @@
+"""What starts a process: help, short answers, pipes. Nothing heavy may be imported for them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmx.cli.main import _parser, main
+from mmx.cli.train import resolve
+
+REPO = Path(__file__).resolve().parents[2]
+VERBS = ("prepare", "train", "sample", "evaluate", "configs")
+LIGHT = """
+import sys
+import mmx
+heavy = {"jax", "flax", "orbax", "grain", "optax", "tensorflow_datasets", "numpy", "PIL"}
+print("import mmx:", sorted(heavy & {*sys.modules}))
+from mmx.cli.main import main
+calls = [[], *([verb] for verb in %r)]
+for call in calls:
+    try:
+        main([*call, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0, call
+main(["configs"])
+main(["train", "--config", "muse/openmoji32:tiny", "--print_config"])
+main(["sample", "no such run", "red heart"])
+print("commands:", sorted(heavy & {*sys.modules}))
+"""
+
+
+def start(code: str, **kwargs) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_help_and_refusals_import_nothing_heavy():
+    # A second is what jax alone takes; without it and its like, help is a matter of 0.2 seconds.
+    done = start(LIGHT % (VERBS,))
+    assert done.returncode == 0, done.stderr
+    assert "import mmx: []\n" in done.stdout
+    assert done.stdout.endswith("commands: []\n")
+    assert done.stderr.startswith("mmx: error: no such run: no such run directory")
+    assert done.stderr.count("\n") == 1
+
+
+def examples() -> list[str]:
+    import importlib
+
+    modules = [importlib.import_module(f"mmx.cli.{verb}") for verb in VERBS]
+    texts = [_parser().epilog, *(module.EXAMPLES for module in modules)]
+    lines = "\n".join(texts).splitlines()
+    return [line.strip() for line in lines if line.startswith("  mmx ")]
+
+
+@pytest.mark.parametrize("line", sorted(set(examples())))
+def test_examples_of_the_help_are_commands(line):
+    args, rest = _parser().parse_known_args(shlex.split(line, comments=True)[1:])
+    if args.verb == "train":
+        resolve(args.config.removeprefix(f"{REPO}/"), rest)
+    else:
+        assert rest == []
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_each_help_has_examples(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"] if verb else ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert re.search(rf"^examples:\n  mmx {verb or ''}", text, re.M)
+    if verb in (None, "train"):
+        assert {"0", "1", "2", "75"} <= set(re.findall(r"\d+", text[text.index("xit codes:") :]))
+
+
+def test_reader_that_goes_away_is_no_error():
+    # As `mmx configs | head -0`: the pipe has no reader when the command writes.
+    read, write = os.pipe()
+    os.close(read)
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "mmx.cli.main", "configs"]
+    done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmx.cli.configs.list_configs", interrupted)
+    assert main(["configs"]) == 130
+    assert capsys.readouterr().err == "mmx: interrupted\n"
+
+
+def test_configs_lists_short_names_with_their_purpose(capsys):
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.startswith("muse/openmoji32 "))
+    assert line.split(None, 1)[1].startswith("Muse on OpenMoji")
+
+
+def test_configs_survive_one_that_is_broken(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "good.py").write_text('"""Good one."""\n')
+    (tmp_path / "mine" / "bad.py").write_text("def (:\n")
+    monkeypatch.setattr("mmx.core.config.config_dir", lambda: tmp_path)
+    assert main(["configs"]) == 0
+    out = capsys.readouterr().out
+    assert "mine/good  Good one." in out and "mine/bad   (not valid Python)" in out
