@@ -90,7 +90,7 @@ def spec_for(
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Lay an activation out by its logical names on the mesh that is set; without a mesh, nothing."""
+    """Lay an activation out by its logical names on the mesh that is set; without one, nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

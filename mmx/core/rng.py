@@ -17,7 +17,7 @@ def base_key(seed: int) -> jax.Array:
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """The named stream of a key: ``stream(key, "mask")`` and ``stream(key, "drop")`` are independent."""
+    """The named stream of a key: those of two names, "mask" and "drop", are independent."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, asynchronous, each either whole or absent.
 
-A checkpoint has two items, so that sampling reads no optimiser state: ``model`` (params, ema, extra)
-and ``train`` (step, opt_state, bad_step).
+A checkpoint has two items, so that sampling reads no optimiser state: ``model`` (params, ema,
+extra) and ``train`` (step, opt_state, bad_step).
 """
 
 import shutil
@@ -45,8 +45,10 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
         )
+        # With handlers, not names alone: else a new manager knows no item's metadata.
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("model", "train")}
         self.manager = ocp.CheckpointManager(
-            self.directory, options=options, item_names=("model", "train")
+            self.directory, options=options, item_handlers=handlers
         )
 
     def steps(self) -> list[int]:
@@ -81,7 +83,11 @@ class Checkpoints:
             raise self._failed(self.manager.latest_step(), error) from error
 
     def close(self) -> None:
-        self.manager.close()
+        """:meth:`wait`, then give everything back."""
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
 
     def _failed(self, step, error) -> UserError:
         good = [s for s in self.steps() if (self.directory / str(s)).is_dir()]

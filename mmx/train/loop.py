@@ -1,5 +1,7 @@
 """The training loop of every family: it knows the Task contract and nothing else."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from mmx.train import optim, preemption
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
 from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
-from mmx.train.start import init_from_run
+from mmx.train.start import check_counts, init_from_run
 from mmx.train.state import make_init, make_update, state_shardings
 
 
@@ -31,11 +33,19 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
       Preempted: asked to stop; the state is saved.
       NonFinite: names the step and the metrics; the last finite state is saved.
     """
+    with preemption.watch() as stop:
+        _train(task, config, run, init_from, stop)
+
+
+def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Flag) -> None:
+    check_counts(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
-    if config.batch_size % (ways := rows.num_devices // mesh.shape["tensor"]):
+    ways, accum = rows.num_devices // mesh.shape["tensor"], config.optim.accum
+    if config.batch_size % (ways * accum):
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {ways} devices"
+            f"config.batch_size={config.batch_size} does not divide over {ways} devices with "
+            f"config.optim.accum={accum}: take a multiple of {ways * accum}"
         )
     frozen = task.load_frozen(mesh)
     key = jax.device_put(rng.base_key(config.seed), replicated(mesh))
@@ -100,7 +110,8 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
             bad = [n for n, v in values.items() if not np.isfinite(v)]
             raise NonFinite(
                 f"step {done}: {', '.join(bad)} not finite; the state of step {done - 1} is saved "
-                f"in {run.path}. Lower config.optim.lr or config.optim.clip_norm and start anew."
+                f"in {run.path}. To go on from there, lower config.optim.lr or "
+                f"config.optim.clip_norm in a new --workdir, --init_from {run.path}."
             )
         if done % config.log_every == 0 or done == config.steps:
             values |= meter.read(done, loader.wait_seconds)
@@ -121,46 +132,53 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
     if is_host_0 and source.info.attribution:
         write_atomic(run.attribution_file, source.info.attribution + "\n")
     stream = pipeline.Stream(source, task.transform, config.seed)
-    with (
-        preemption.watch() as stop,
-        pipeline.batches(
-            stream, config.batch_size, rows, start_step=start, num_threads=config.data.threads
-        ) as loader,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
+        stack.callback(checkpoints.close)  # waits for the last save; says when it failed
+        stack.callback(progress.close)
+        loader = stack.enter_context(
+            pipeline.batches(
+                stream, config.batch_size, rows, start_step=start, num_threads=config.data.threads
+            )
+        )
         try:
             for done in range(start + 1, config.steps + 1):
                 batch = next(loader)
-                state, vector = step_fn(state, frozen, batch, key)
+                # The first call compiles: no part of the speed.
+                first = meter.paused() if done == start + 1 else contextlib.nullcontext()
+                with first, jax.transfer_guard("disallow"):
+                    state, vector = step_fn(state, frozen, batch, key)
                 if pending:
                     finish_step(*pending, meter)
                 pending = (done, vector)
                 last = done == config.steps
+                asked = bool(stop) and not last  # once a step: a signal may come at any line
                 due = [n for n in ("eval", "preview", "save") if done % config[f"{n}_every"] == 0]
-                if due or last or stop:
+                if due or last or asked:
                     finish_step(*pending, meter)
                     pending = None
                     with meter.paused():
-                        if ("eval" in due or last) and not stop:
+                        if ("eval" in due or last) and not asked:
                             scores = evaluate(state, done)
-                        if ("preview" in due or last) and not stop:
+                        if ("preview" in due or last) and not asked:
                             preview(state, done)
-                        if "save" in due or last or stop:
+                        if "save" in due or last or asked:
                             checkpoints.save(done, state)
                             saved = done
-                if stop and not last:
+                if asked:
                     raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")
+            if scores:
+                writer.hparams(config.steps, configs.flat_items(config), scores)
         except NonFinite:
             if int(state.step) > saved:
                 checkpoints.save(int(state.step), state)
             raise
-        finally:
-            progress.close()
-            checkpoints.wait()
-            checkpoints.close()
-            if scores:
-                writer.hparams(configs.flat_items(config), scores)
-            writer.close()
+
+
+# What a line of the log shows; TensorBoard has everything.
+_SHOWN = ("total", "loss", "accuracy", "psnr", "steps_per_sec")
 
 
 def _brief(values: dict) -> str:
-    return "  ".join(f"{name}={float(v):.5g}" for name, v in sorted(values.items()))
+    shown = [n for n in sorted(values) if n.rpartition("/")[2] in _SHOWN]
+    return "  ".join(f"{name.removeprefix('speed/')} {float(values[name]):.4g}" for name in shown)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mmx.core.errors import UserError
+
 # Peak bf16 FLOP/s of one device by jax's device_kind; vendors' data sheets, dense.
 PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -23,46 +25,85 @@ PEAK_FLOPS = {
 
 
 class Writer:
-    """Scalars, images and text of a run.
+    """Scalars, images and text of a run, on disk when a call returns.
+
+    No thread and no queue between the loop and the file: what was written before a checkpoint is
+    there after a kill -9, and a full disk is an error here instead of a hang.
 
     Args:
       directory: of the events: the run itself.
-      start_step: events of later steps, left by a process that died, are marked as purged.
+      start_step: events of later steps, left by a process that died, are marked as purged; None
+        purges nothing (evaluating a run must not hide its later steps).
       enabled: False on every host but the first: then nothing is written.
     """
 
-    def __init__(self, directory: Path, start_step: int = 0, enabled: bool = True):
-        self._writer = None
+    def __init__(self, directory: Path, start_step: int | None = None, enabled: bool = True):
+        self._events = None
         if enabled:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
 
-            purge = start_step + 1 if start_step else None
-            self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10)
+            # Names sort by time; two starts in one second must not share a file.
+            suffix = f".{time.time_ns()}"
+            with _disk_errors(directory):
+                self._events = EventsWriter(str(directory / "events"), suffix)
+            if start_step is not None:
+                from tensorboardX.proto.event_pb2 import SessionLog
+
+                log = SessionLog(status=SessionLog.START)
+                self._write(start_step + 1 if start_step else 0, [{"session_log": log}])
+
+    def _write(self, step: int, events: list[dict]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with _disk_errors(self._events._file_name):
+            for event in events:
+                self._events.write_event(Event(wall_time=time.time(), step=step, **event))
+            self._events.flush()
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, float(value), step)
+        if self._events:
+            from tensorboardX import summary
+
+            items = [(name, float(value)) for name, value in values.items()]
+            self._write(step, [{"summary": summary.scalar(*item)} for item in items])
 
     def image(self, step: int, name: str, image_u8: np.ndarray) -> None:
         """uint8 [H, W, 3]."""
-        if self._writer:
-            self._writer.add_image(name, image_u8, step, dataformats="HWC")
+        if self._events:
+            from tensorboardX import summary
+
+            self._write(step, [{"summary": summary.image(name, image_u8, dataformats="HWC")}])
 
     def text(self, step: int, name: str, markdown: str) -> None:
-        if self._writer:
-            self._writer.add_text(name, markdown, step)
+        if self._events:
+            from tensorboardX import summary
 
-    def hparams(self, values: dict[str, Any], scores: dict[str, float]) -> None:
-        """The run in TensorBoard's HPARAMS tab: its config against its last scores."""
-        if self._writer:
+            self._write(step, [{"summary": summary.text(name, markdown)}])
+
+    def hparams(self, step: int, values: dict[str, Any], scores: dict[str, float]) -> None:
+        """The run in TensorBoard's HPARAMS tab: its config, and which scalars are its scores."""
+        if self._events:
+            from tensorboardX import summary
+
             plain = {k: v if isinstance(v, int | float | str | bool) else str(v)
                      for k, v in values.items()}  # fmt: skip
-            self._writer.add_hparams(plain, {k: float(v) for k, v in scores.items()}, name=".")
+            self._write(step, [{"summary": part} for part in summary.hparams(plain, scores)])
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        if self._events:
+            with _disk_errors(self._events._file_name):
+                self._events.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(file):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot write ({error.strerror or error}); free some disk space, then run "
+            "the same command again to go on from the last checkpoint"
+        ) from error
 
 
 class Meter:
@@ -92,7 +133,7 @@ class Meter:
         self.idle += time.monotonic() - began
 
     def read(self, step: int, waited: float) -> dict[str, float]:
-        """The speeds since the last reading; ``waited``: seconds waited for data since the start."""
+        """The speeds since the last reading; ``waited``: seconds waited for data in all."""
         elapsed = max(time.monotonic() - self.began - self.idle, 1e-9)
         rate = (step - self.step) / elapsed
         values = {

@@ -40,7 +40,7 @@ def _rule(optim) -> optax.GradientTransformation:
     if optim.name == "adafactor":
         # Muse's tables give (b1, b2) = (0.9, 0.96), which optax.adafactor's defaults cannot say:
         # factored second moment with a constant b2, update clipping 1.0 (arXiv 1804.04235), then
-        # momentum. No scaling by the parameter's norm: ours, as the paper's learning rate is absolute.
+        # momentum. No scaling by the parameter's norm: ours, as the paper's rate is absolute.
         return optax.chain(
             optax.scale_by_factored_rms(decay_rate=optim.b2, decay_rate_fn=_factored_decay),
             optax.clip_by_block_rms(1.0),
@@ -50,7 +50,7 @@ def _rule(optim) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: kernels. Not norms, biases, embeddings, positions, codebooks."""
+    """True where weight decay applies: kernels, not norms, biases, embeddings, positions, codes."""
     return tree.map_with_path(lambda path, _: path.rsplit("/", 1)[-1] == "kernel", params)
 
 

@@ -1,4 +1,4 @@
-"""Mesh, shardings of parameters and optimiser state, and the one jit that loop and sampler share."""
+"""Mesh, shardings of parameters and optimiser state, one jit that loop and sampler share."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def make_mesh(mesh_config) -> Mesh:
     count = jax.device_count()
     if sizes.count(-1) == 1:
         rest = -int(np.prod(sizes))
-        sizes[sizes.index(-1)] = count // rest
+        sizes[sizes.index(-1)] = count // max(rest, 1)
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         asked = ", ".join(f"{a}={mesh_config[a]}" for a in MESH_AXES)
         raise UserError(f"config.mesh ({asked}) does not multiply to the {count} devices here")
@@ -102,13 +102,10 @@ def report_shardings(boxed_abstract: Any, shardings: Any) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
 
 
-def jit_sharded(fn, mesh: Mesh, *, in_shardings=None, out_shardings=None, donate=()):
-    """``jax.jit`` with explicit shardings under the mesh, which reaches the layers by ``set_mesh``."""
-    kwargs = {}
-    if in_shardings is not None:
-        kwargs["in_shardings"] = in_shardings
-    if out_shardings is not None:
-        kwargs["out_shardings"] = out_shardings
+def jit_sharded(fn, mesh: Mesh, *, out_shardings=None, donate=()):
+    """``jax.jit`` under the mesh, which reaches the layers by ``set_mesh``; what goes in is already
+    laid out, what comes out goes by ``out_shardings``."""
+    kwargs = {} if out_shardings is None else {"out_shardings": out_shardings}
     jitted = jax.jit(fn, donate_argnums=donate, **kwargs)
 
     def call(*args):

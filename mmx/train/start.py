@@ -11,40 +11,56 @@ from mmx.train.checkpoint import Checkpoints
 from mmx.train.state import TrainState
 
 
+def check_counts(config) -> None:
+    """Refuse a count below one before anything is computed.
+
+    Raises:
+      UserError: names the field.
+    """
+    names = ("steps", "batch_size", "log_every", "eval_every", "preview_every", "save_every")
+    counts = {name: config[name] for name in names} | {"optim.accum": config.optim.accum}
+    if config.keep is not None:
+        counts["keep"] = config.keep
+    for name, value in counts.items():
+        if value < 1:
+            hint = "; for never, give more than config.steps" if name.endswith("_every") else ""
+            raise UserError(f"config.{name}={value}: must be at least 1{hint}")
+
+
 def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainState:
-    """Take over every parameter whose path and shape agree; say which do not.
+    """Take over parameters (and extra: a codebook) whose path and shape agree; list the others.
 
     The optimiser starts fresh. Averaged parameters are taken where that run has them.
 
     Raises:
       UserError: nothing fits.
     """
-    weights, _, step = read_weights(run, step)
-    saved = tree.flatten(weights)
-    taken, kept = [], []
+    weights, extra, step = read_weights(run, step)
+    saved = tree.flatten({"params": weights, "extra": extra})
+    taken, kept = set(), {}
 
     def one(path, leaf):
         there = saved.get(path)
         if there is None or there.shape != leaf.shape:
             reason = "absent there" if there is None else f"shape {there.shape} there"
-            kept.append(f"  fresh: {path} {leaf.shape} ({reason})")
+            kept[path] = f"  fresh: {path} {leaf.shape} ({reason})"
             return leaf
-        taken.append(path)
+        taken.add(path)
         return jax.device_put(there.astype(leaf.dtype), leaf.sharding)
 
-    params = tree.map_with_path(one, state.params)
-    unused = [f"  unused: {path} {saved[path].shape}" for path in saved if path not in taken]
-    if not taken:
+    new = tree.map_with_path(one, {"params": state.params, "extra": state.extra})
+    unused = [f"  unused: {p} {saved[p].shape}" for p in saved if p not in taken and p not in kept]
+    if not any(path.startswith("params/") for path in taken):
         raise UserError(f"--init_from={run.path}: no parameter has the path and shape of one here")
     print(
-        f"init_from {run.path}@{step}: took {len(taken)} of {len(taken) + len(kept)} parameters",
-        *kept,
-        *[line for line in unused if line.split()[1] not in " ".join(kept)],
+        f"init_from {run.path}@{step}: took {len(taken)} of {len(taken) + len(kept)} arrays",
+        *kept.values(),
+        *unused,
         sep="\n",
         file=sys.stderr,
     )
-    ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), params)
-    return state.replace(params=params, ema=ema)
+    ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), new["params"])
+    return state.replace(**new, ema=ema)
 
 
 def read_weights(run: RunDir, step: int | None = None) -> tuple[dict, dict, int]:

@@ -87,10 +87,6 @@ def make_update(task, tx, config, labels, schedules):
             f"config.optim.accum={accum}: the rows of {config.family!r} see each other, so "
             "accumulated gradients would not be those of the whole batch; use accum=1"
         )
-    if config.batch_size % accum:
-        raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.optim.accum={accum}"
-        )
 
     def update(state: TrainState, frozen, batch, key):
         def loss_fn(params, extra, rows):
@@ -105,6 +101,11 @@ def make_update(task, tx, config, labels, schedules):
         if accum == 1:
             (loss, (metrics, extra)), grads = grad_fn(state.params, state.extra, batch)
         else:
+            if jax.tree.leaves(state.extra):
+                raise UserError(
+                    f"config.optim.accum={accum}: {config.family!r} changes values without "
+                    "gradients, which accumulation would lose; use accum=1"
+                )
             # Interleaved, so that each part is spread over all devices as the batch is.
             parts = jax.tree.map(lambda x: x.reshape(-1, accum, *x.shape[1:]).swapaxes(0, 1), batch)
             first = jax.tree.map(lambda x: x[0], parts)
@@ -117,7 +118,12 @@ def make_update(task, tx, config, labels, schedules):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        norms = _group_norms(grads, labels)
+        # Updates and extra too: what they spoil would be saved before a later loss shows it.
+        norms = _group_norms("grad_norm", grads, labels)
+        norms |= _group_norms("update_norm", updates, labels)
+        floats = [x for x in jax.tree.leaves(extra) if jnp.issubdtype(x.dtype, jnp.floating)]
+        if floats:
+            norms["extra_norm"] = _norm(floats)
         finite = jnp.isfinite(loss)
         for norm in norms.values():
             finite &= jnp.isfinite(norm)
@@ -141,12 +147,15 @@ def make_update(task, tx, config, labels, schedules):
     return update
 
 
-def _group_norms(grads, labels) -> dict[str, jax.Array]:
-    """``grad_norm/<group>`` before clipping."""
-    squares: dict[str, list] = {}
+def _group_norms(name: str, leaves_by_path, labels) -> dict[str, jax.Array]:
+    """``<name>/<group>``; of gradients, before clipping."""
+    groups: dict[str, list] = {}
     flat_labels = tree.flatten(labels)
-    for path, grad in tree.flatten(grads).items():
+    for path, leaf in tree.flatten(leaves_by_path).items():
         if flat_labels[path] != "fixed":
-            total = jnp.sum(jnp.square(grad.astype(jnp.float32)))
-            squares.setdefault(flat_labels[path], []).append(total)
-    return {f"grad_norm/{label}": jnp.sqrt(sum(parts)) for label, parts in squares.items()}
+            groups.setdefault(flat_labels[path], []).append(leaf)
+    return {f"{name}/{label}": _norm(leaves) for label, leaves in groups.items()}
+
+
+def _norm(leaves) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves))
