@@ -17,14 +17,14 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "vqgan"
     c.seed = 0
-    c.steps = 20 if tiny else 600
+    c.steps = 20 if tiny else 300
     c.batch_size = 16 if tiny else 64
     c.dtype = "float32"
 
     c.data = dict(
         source="tfds:openmoji/32",
         data_dir="",
-        split="train",
+        split="train+train_toned",
         image_size=32,
         shift=0,
         flip=False,
@@ -43,7 +43,7 @@ def get_config(arg=""):
     )
     c.quantizer = dict(
         kind="vq",
-        num_codes=64 if tiny else 1024,
+        num_codes=64 if tiny else 512,
         code_dim=16,
         l2_normalize=False,
         commitment=0.25,
@@ -67,8 +67,8 @@ def get_config(arg=""):
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
     c.eval = dict(splits=("test",), examples=256)
     c.log_every = 10 if tiny else 50
-    c.eval_every = 10 if tiny else 300
-    c.preview_every = 10 if tiny else 300
-    c.save_every = 10 if tiny else 200
+    c.eval_every = 10 if tiny else 150
+    c.preview_every = 10 if tiny else 150
+    c.save_every = 10 if tiny else 100
     c.keep = 2
     return c

@@ -198,17 +198,21 @@ def _save(opened, picture, seed: int, info: dict) -> str:
 def _splits(data) -> tuple[dict, str]:
     """(split -> examples at the run's image size, attribution); what was trained on is "train"."""
     from mmx.data.image import fit
-    from mmx.data.source import open_source
+    from mmx.data.source import open_source, split_parts
 
-    info = open_source(data.source, data.split, data.data_dir).info
-    trained = data.split.partition("[")[0]
-    splits = {}
-    for split in info.splits:
-        source = open_source(data.source, data.split if split == trained else split, data.data_dir)
-        splits["train" if split == trained else split] = [
+    def examples(split):
+        source = open_source(data.source, split, data.data_dir)
+        return [
             example | {"image": fit(example["image"], data.image_size)}
             for example in (source[i] for i in range(min(len(source), _MAX_EXAMPLES)))
         ]
+
+    info = open_source(data.source, data.split, data.data_dir).info
+    trained = [name for name, _ in split_parts(data.split)]
+    splits = {"train": [example for name in trained for example in examples(name)]}
+    for split in info.splits:
+        if split not in {name.partition("[")[0] for name in trained}:
+            splits[split] = examples(split)
     return splits, info.attribution
 
 

@@ -111,7 +111,8 @@ def prepare(config: str, data_dir: str | Path | None = None) -> tuple[Path, bool
     if build.is_prepared(root / relative):
         return root / relative, False
     _, entries = emoji_table.load_entries()  # a missing package speaks before anything is made
-    captions = [entry.caption for entry in emoji_table.assign_splits(entries)["train"]]
+    splits = emoji_table.assign_splits(entries)
+    captions = [entry.caption for entry in splits["train"] + splits["train_toned"]]
     built = build.build(
         root,
         relative,

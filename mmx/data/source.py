@@ -5,9 +5,11 @@ A data set is found by its directory, ``DATA_DIR/NAME[/CONFIG]/VERSION`` (newest
 be prepared as ArrayRecord, the format of TFDS with random access.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -118,12 +120,51 @@ class Source:
         return {**example, "image": image, "text": text}
 
 
-def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> Source:
-    """Open a split of a prepared data set.
+class Joined:
+    """Several splits as one: ``"train*4+train_toned"`` holds each example of ``train`` four times.
+
+    Attributes:
+      info: of the data set, the same for all parts.
+      split: as it was asked for.
+    """
+
+    def __init__(self, split: str, parts: list[Source]):
+        self.info, self.split, self._parts = parts[0].info, split, parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __repr__(self) -> str:
+        return f"Source({self.info.name}, {self.split}, {len(self)} examples)"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part = bisect.bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def split_parts(split: str) -> list[tuple[str, int]]:
+    """``"train*4+train_toned"`` -> [("train", 4), ("train_toned", 1)].
+
+    Raises:
+      UserError: a count that is not a whole number of at least 1.
+    """
+    parts = []
+    for part in split.split("+"):
+        name, star, times = part.strip().partition("*")
+        if star and not (times.strip().isdecimal() and int(times) > 0):
+            raise UserError(f"data.split={split}: after * comes how often, a whole number from 1")
+        parts.append((name.strip(), int(times) if star else 1))
+    return parts
+
+
+def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> Source | Joined:
+    """Open a split of a prepared data set, or several as one.
 
     Args:
       spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
-      split: a split's name, or a slice of one in the syntax of TFDS (``"train[:10%]"``).
+      split: a split's name, a slice of one in the syntax of TFDS (``"train[:10%]"``), or several
+        joined by +, each with how often its examples occur: ``"train*4+train_toned"``.
       data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
 
     Raises:
@@ -131,6 +172,13 @@ def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> So
         another format than ArrayRecord; no such split (lists the splits); no image, or no one text
         or label feature.
     """
+    sources = []
+    for name, times in split_parts(split):
+        sources += [_open_one(spec, name, data_dir)] * times
+    return sources[0] if len(sources) == 1 else Joined(split, sources)
+
+
+def _open_one(spec: str, split: str, data_dir: str | Path | None) -> Source:
     import tensorflow_datasets as tfds
 
     name = _parse(spec)

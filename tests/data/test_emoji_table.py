@@ -98,7 +98,9 @@ def test_a_drawing_without_name_is_left_out():
 
 def test_splits_cover_everything_once(entries):
     splits = assign_splits(entries)
-    assert set(splits) == {"train", "test", "heldout_composition"}
+    assert set(splits) == {"train", "train_toned", "test", "heldout_composition"}
+    assert all(e.untoned for e in splits["train"])
+    assert not any(e.untoned for e in splits["train_toned"])
     seen = collections.Counter(e.codepoints for split in splits.values() for e in split)
     assert set(seen.values()) == {1} and len(seen) == len(entries)
     untoned = [e for split in ("train", "test") for e in splits[split] if e.untoned]
@@ -108,7 +110,7 @@ def test_splits_cover_everything_once(entries):
 def test_a_concept_lies_on_one_side(entries):
     splits = assign_splits(entries)
     test = {entry.concept for entry in splits["test"]}
-    assert not test & {entry.concept for entry in splits["train"]}
+    assert not test & {entry.concept for entry in splits["train"] + splits["train_toned"]}
     assert not test & {entry.concept for entry in splits["heldout_composition"]}
     assert 0.08 < len(test) / len({entry.concept for entry in entries}) < 0.12
 
@@ -116,7 +118,7 @@ def test_a_concept_lies_on_one_side(entries):
 def test_heldout_compositions(entries):
     splits = assign_splits(entries)
     held = {(e.concept, e.skin_tone) for e in splits["heldout_composition"]}
-    trained = {(e.concept, e.skin_tone) for e in splits["train"] if not e.untoned}
+    trained = {(e.concept, e.skin_tone) for e in splits["train_toned"]}
     assert not held & trained  # both genders, and both directions, of a pair lie together
     assert all(tone in TONES for _, tone in held)
     for concept, tone in held:

@@ -14,12 +14,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmx.core.errors import UserError
+from mmx.data import pipeline
 from mmx.data.pipeline import (
     Stream,
     batches,
     eval_batches,
     local_part,
     local_rows,
+    put_batch,
     rows_of,
 )
 
@@ -351,6 +353,7 @@ def test_closing_is_prompt_and_leaves_no_thread(taken):
 
 def test_abandoned_batches_make_no_noise_at_exit():
     program = """
+import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmx.data.pipeline import Stream, batches
@@ -361,6 +364,7 @@ next(left_open)
 closed = batches(stream, 4, sharding)
 next(closed)
 closed.close()
+sys.held_to_the_very_end = [left_open, closed]  # by a traceback, say
 """
     done = subprocess.run(
         [sys.executable, "-c", program], env=ENV, capture_output=True, text=True, timeout=120
@@ -382,6 +386,20 @@ def test_work_goes_on_while_the_consumer_is_busy():
         assert made.wait_seconds - waited < 0.1
         # ... but not without bound: 4 taken, 3 ready, 1 on its way, 3 on the host, 2 in the making.
         assert len(source.reads) <= 8 * (4 + 3 + 1 + 3 + 2)
+
+
+def test_batches_go_to_the_devices_in_the_background(monkeypatch):
+    threads = []
+
+    def put(*args):
+        threads.append(threading.current_thread())
+        return put_batch(*args)
+
+    monkeypatch.setattr(pipeline, "put_batch", put)
+    with batches(Stream(Counting(99), transform, 0), 8, _sharding(*ONE)) as made:
+        next(made)
+        assert _wait_for(lambda: len(threads) >= 3)  # ahead of the consumer
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 12])

@@ -270,3 +270,23 @@ def test_no_builder_is_imported_and_no_tensorflow(labelled):
     )
     env = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", program], check=True, env=env)
+
+
+def test_splits_join_and_repeat(root):
+    once = open_source("tfds:captioned", "train", root)
+    joined = open_source("tfds:captioned", "train[:5]*3+train[5:]", root)
+    assert len(joined) == 3 * 5 + 15 and joined.info == once.info
+    texts = [joined[i]["text"] for i in range(len(joined))]
+    first, rest = [[once[i]["text"] for i in range(*r)] for r in ((0, 5), (5, 20))]
+    assert texts == first * 3 + rest
+
+
+@pytest.mark.parametrize("split", ["train*0", "train*x", "train*-1", "train*"])
+def test_a_wrong_count_of_repeats_is_refused(root, split):
+    with pytest.raises(UserError, match="how often"):
+        open_source("tfds:captioned", split, root)
+
+
+def test_an_unknown_part_is_refused(root):
+    with pytest.raises(UserError, match="has the splits train"):
+        open_source("tfds:captioned", "train+tset", root)
