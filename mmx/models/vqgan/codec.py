@@ -5,19 +5,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmx.core.errors import UserError
+from mmx.core.errors import UserError, choose
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.model import Decoder, Encoder
+from mmx.nn.conv import NORMS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def make_networks(config) -> tuple[Encoder, Decoder]:
-    """Encoder and decoder of a config."""
+    """Encoder and decoder of a config. Raises UserError for an unknown dtype, norm or quantizer."""
     m = config.model
-    dtype = DTYPES[config.dtype]
+    dtype = choose("config.dtype", DTYPES, config.dtype)
+    choose("config.model.norm", NORMS, m.norm)
     multipliers = tuple(m.multipliers)
-    shared = dict(channels=m.channels, multipliers=multipliers, patch=m.patch, norm=m.norm)
+    shared = dict(
+        channels=m.channels,
+        multipliers=multipliers,
+        patch=m.patch,
+        norm=m.norm,
+        linear_path=m.linear_path,
+    )
     _, code_dim = quantizer.sizes(config.quantizer)
     encoder = Encoder(
         **shared,
