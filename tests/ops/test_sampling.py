@@ -55,6 +55,22 @@ def test_the_ends_of_the_distribution_function_land_on_allowed_entries(target, e
     assert float(before) == (0.0 if expected == 1 else 0.5)
 
 
+def test_rounding_of_the_running_sum_never_yields_a_forbidden_entry(monkeypatch):
+    """Backends bracket a running sum as they like: with pairs first it may rise where nothing is.
+
+    1 + 2^-24 + 2^-24 is 1 in float32 from left to right, and 1 + 2^-23 with the small ones first.
+    """
+
+    def pairwise(x, axis):
+        return jax.lax.associative_scan(jnp.add, x, axis=axis)
+
+    monkeypatch.setattr(jnp, "cumsum", pairwise)
+    weight = jnp.array([1, 0, 0, 0, 2.0**-24, 0, 2.0**-24, 0])
+    assert pairwise(weight, -1)[7] > pairwise(weight, -1)[6]
+    index, _ = sampling._invert(weight, jnp.float32(1.0))
+    assert int(index) == 6
+
+
 def test_a_row_does_not_depend_on_its_batch():
     all_keys = keys(4)
     logits = jax.random.normal(jax.random.key(1), (4, 9, 24))
