@@ -21,7 +21,7 @@ class Conv(nn.Module):
       size: of the square window.
       use_bias: adds a bias.
       names: logical axes of (in, out); image channels (3) are named "pixels" and never sharded.
-      init: of the kernel.
+      kernel_init: of the kernel.
     """
 
     features: int
@@ -29,13 +29,13 @@ class Conv(nn.Module):
     use_bias: bool = False
     names: tuple[str, str] = ("conv_in", "conv_out")
     dtype: jnp.dtype = jnp.float32
-    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(self.init, (None, None, *self.names)),
+            nn.with_logical_partitioning(self.kernel_init, (None, None, *self.names)),
             (self.size, self.size, x_BHWC.shape[-1], self.features),
             jnp.float32,
         ).astype(self.dtype)

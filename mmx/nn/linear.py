@@ -18,21 +18,21 @@ class Dense(nn.Module):
       names: logical axes of the kernel, (in, out).
       use_bias: adds a bias over the out axis.
       dtype: of the computation; parameters are float32.
-      init: of the kernel; truncated normal of variance 1/fan-in.
+      kernel_init: of the kernel; truncated normal of variance 1/fan-in.
     """
 
     features: int
     names: Names
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
-    init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] -> [..., features]."""
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(self.init, self.names),
+            nn.with_logical_partitioning(self.kernel_init, self.names),
             (x.shape[-1], self.features),
             jnp.float32,
         )

@@ -88,7 +88,7 @@ class MuseTransformer(nn.Module):
             ("embed", "vocab"),
             use_bias=True,
             dtype=self.dtype,
-            init=nn.initializers.zeros,
+            kernel_init=nn.initializers.zeros,
             name="logits",
         )(y_BSZ)
         logits_BSV = constrain(logits_BSV, "act_batch", "act_len", "act_vocab")

@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         names, init = ("conv_in", "code_dim"), nn.initializers.lecun_normal()
         if self.linear_path:
             init = nn.initializers.zeros
-        z = Conv(self.code_dim, 1, names=names, dtype=self.dtype, init=init, name="out")(x)
+        z = Conv(self.code_dim, 1, names=names, dtype=self.dtype, kernel_init=init, name="out")(x)
         if self.linear_path:
             scale = self.patch * 2 ** (len(self.multipliers) - 1)
             basis = patch_basis(scale, self.code_dim)
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
                 self.code_dim,
                 ("pixels", "code_dim"),
                 dtype=self.dtype,
-                init=lambda *_: jnp.asarray(basis),
+                kernel_init=lambda *_: jnp.asarray(basis),
                 name="linear_path",
             )(space_to_depth(image_BHWC, scale))
         return z.astype(jnp.float32)
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         names, init = ("conv_in", "pixels"), nn.initializers.lecun_normal()
         if self.linear_path:
             init = nn.initializers.zeros
-        out = Conv(3 * self.patch**2, 3, True, names, self.dtype, init=init, name="out")(x)
+        out = Conv(3 * self.patch**2, 3, True, names, self.dtype, kernel_init=init, name="out")(x)
         image = depth_to_space(out, self.patch)
         if self.linear_path:
             scale = self.patch * 2 ** (len(self.multipliers) - 1)
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
                 3 * scale**2,
                 ("code_dim", "pixels"),
                 dtype=self.dtype,
-                init=lambda *_: jnp.asarray(basis.T),
+                kernel_init=lambda *_: jnp.asarray(basis.T),
                 name="linear_path",
             )(z_BhwZ)
             image += depth_to_space(patches, scale)
