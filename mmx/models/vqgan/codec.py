@@ -27,6 +27,12 @@ def make_networks(config) -> tuple[Encoder, Decoder]:
         linear_path=m.linear_path,
     )
     _, code_dim = quantizer.sizes(config.quantizer)
+    patterns = 3 * (m.patch * 2 ** (len(multipliers) - 1)) ** 2
+    if m.linear_path and code_dim > patterns:
+        raise UserError(
+            f"config.quantizer.code_dim={code_dim}: a patch has {patterns} numbers, so with "
+            f"config.model.linear_path at most {patterns}"
+        )
     encoder = Encoder(
         **shared,
         blocks=m.encoder_blocks,
