@@ -57,7 +57,7 @@ def get_config(arg=""):
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
     c.sample = dict(
         steps=12,
-        guidance=2.0,
+        guidance=1.0,
         sampling_temperature=1.0,
         choice_temperature=1.0,
         schedule="cosine",

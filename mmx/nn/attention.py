@@ -42,11 +42,13 @@ class Attention(nn.Module):
       null_slot: adds one learned key and value that every query may attend, so that a fully masked
         context is well defined: "text dropped" is "only the null slot" (arXiv 2301.00704 sec. 2.7).
       dtype: of the computation.
+      out_scale: of the variance of the output projection at the start.
     """
 
     heads: int
     null_slot: bool = False
     dtype: jnp.dtype = jnp.float32
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -77,7 +79,10 @@ class Attention(nn.Module):
                 mask_BM = jnp.pad(mask_BM, ((0, 0), (1, 0)), constant_values=True)
         out_BLNK = attend(q_BLNK, k_BMNK, v_BMNK, mask_BM)
         out_BLD = out_BLNK.reshape(*x_BLD.shape[:-1], width)
-        return Dense(width, ("heads", "embed"), dtype=self.dtype, name="out")(out_BLD)
+        init = nn.initializers.variance_scaling(self.out_scale, "fan_in", "truncated_normal")
+        return Dense(width, ("heads", "embed"), dtype=self.dtype, kernel_init=init, name="out")(
+            out_BLD
+        )
 
     def _null(self, name: str, like_BMNK: jax.Array) -> jax.Array:
         batch, _, heads, head_size = like_BMNK.shape

@@ -59,14 +59,13 @@ class Embed(nn.Module):
     features: int
     names: Names = ("vocab", "embed")
     dtype: jnp.dtype = jnp.float32
-    stddev: float = 0.02
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids int [...] -> [..., features]."""
         table = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.names),
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), self.names),
             (self.num_embeddings, self.features),
             jnp.float32,
         )

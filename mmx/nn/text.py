@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
         )
         positions = self.param(
             "positions",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("position", "embed")),
+            nn.with_logical_partitioning(nn.initializers.normal(0.5), ("position", "embed")),
             (text_ids_BT.shape[1], self.width),
             jnp.float32,
         )

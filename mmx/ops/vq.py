@@ -7,6 +7,7 @@ hold the same codebook. Legend: Z latent width, E number of codes, N all leading
 Source: arXiv 1711.00937 (VQ, EMA in app. A.1), 2110.04627 (low width, l2-normalised).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from mmx.ops.quantize import (
     usage_metrics,
 )
 
+_FAR = 1e4  # where a code lies that no latent may choose
 _EPSILON = 1e-5  # of the Laplace smoothing (arXiv 1711.00937's public code)
 _CHUNK = 1024  # codes compared at once: 65,536 latents then need 256 MB, not 2 GB for 8192 codes
 
@@ -190,9 +192,11 @@ def restart_dead(
 ) -> tuple[VQState, jax.Array]:
     """Replaces each code whose running count is below `threshold` by a latent of this batch.
 
-    Different dead codes get different latents as long as the batch has enough. A restarted code
-    starts with the mean count, or the threshold if that is more, so it has time to win latents
-    (ours). Live codes stay as they are, to the bit.
+    Latents are drawn without repeats, each with a chance in proportion to its squared distance to
+    the nearest live code (as k-means++ seeds, ours): drawn evenly, pictures on a white page would
+    give a dozen codes for white, and the model after this one a dozen names for nothing.
+    A restarted code starts with the mean count, or the threshold if that is more, so it has time to
+    win latents (ours). Live codes stay as they are, to the bit.
 
     Args:
       state: after `ema_update`.
@@ -203,21 +207,31 @@ def restart_dead(
     Returns:
       The new state, and the number of codes restarted (int32 scalar).
 
-    Source: arXiv 2005.00341 (random restarts).
+    Source: arXiv 2005.00341 (random restarts), k-means++ (Arthur and Vassilvitskii 2007).
     """
     width = state.codebook_EZ.shape[1]
     z_NZ = jax.lax.stop_gradient(z).reshape(-1, width).astype(jnp.float32)
     if normalize:
         z_NZ = l2_normalize(z_NZ)
     is_dead_E = state.count_E < threshold
-    order_N = jax.random.permutation(key, z_NZ.shape[0])
-    nth_dead_E = jnp.maximum(jnp.cumsum(is_dead_E) - 1, 0)
-    fresh_EZ = z_NZ[order_N[nth_dead_E % z_NZ.shape[0]]]
+    return _replace(state, z_NZ, key, is_dead_E, is_dead_E, threshold), is_dead_E.sum()
+
+
+def _replace(state, z_NZ, key, is_dead_E, replace_E, threshold) -> VQState:
+    """The codes `replace_E`, all dead, become latents that are far from every live code."""
+    # A dead code is moved out of reach, so that only live ones are near.
+    live_EZ = jnp.where(is_dead_E[:, None], _FAR, state.codebook_EZ)
+    error_N = jnp.square(z_NZ - live_EZ[nearest_codes(z_NZ, live_EZ)]).sum(-1)
+    # Largest log-weights with Gumbel noise: a weighted draw without repeats (arXiv 1903.06059).
+    noise_N = jax.random.gumbel(key, error_N.shape)
+    order_N = jnp.argsort(-(jnp.log(error_N + 1e-20) + noise_N))
+    nth_E = jnp.maximum(jnp.cumsum(replace_E) - 1, 0)
+    fresh_EZ = z_NZ[order_N[nth_E % z_NZ.shape[0]]]
     fresh_count = jnp.maximum(state.count_E.mean(), threshold)
-    codebook_EZ = jnp.where(is_dead_E[:, None], fresh_EZ, state.codebook_EZ)
-    count_E = jnp.where(is_dead_E, fresh_count, state.count_E)
-    sum_EZ = jnp.where(is_dead_E[:, None], fresh_EZ * fresh_count, state.sum_EZ)
-    return VQState(codebook_EZ, count_E, sum_EZ), is_dead_E.sum()
+    codebook_EZ = jnp.where(replace_E[:, None], fresh_EZ, state.codebook_EZ)
+    count_E = jnp.where(replace_E, fresh_count, state.count_E)
+    sum_EZ = jnp.where(replace_E[:, None], fresh_EZ * fresh_count, state.sum_EZ)
+    return VQState(codebook_EZ, count_E, sum_EZ)
 
 
 def init_from_vectors(
@@ -230,14 +244,15 @@ def init_from_vectors(
 ) -> VQState:
     """k-means over a batch of vectors, as the first codebook (or as a whole tokenizer of patches).
 
-    Starts from different random vectors; a code that no vector chooses is moved to a random vector
-    in the next round.
+    From one random vector on, each round adds as many codes as there are, seeded far from those as
+    in `restart_dead`, until all E are in use (k-means++ in doubling steps, arXiv 1203.6402); then
+    `num_iters` rounds more, in which a code that no vector chooses is seeded anew.
 
     Args:
       key: one key.
       vectors: float [..., Z].
       num_codes: E; should be well below the number of vectors.
-      num_iters: rounds; 10 (ours).
+      num_iters: rounds with all codes; 10 (ours).
       normalize: spherical k-means, for `vq(normalize=True)`.
 
     Returns:
@@ -246,17 +261,15 @@ def init_from_vectors(
     x_NZ = vectors.reshape(-1, vectors.shape[-1]).astype(jnp.float32)
     if normalize:
         x_NZ = l2_normalize(x_NZ)
-    empty = VQState(
-        jnp.zeros((num_codes, x_NZ.shape[1])),
-        jnp.zeros(num_codes),
-        jnp.zeros((num_codes, x_NZ.shape[1])),
-    )
-    start, _ = restart_dead(empty, x_NZ, key, threshold=0.5, normalize=normalize)
+    first = jax.random.randint(jax.random.fold_in(key, 2**31), (), 0, x_NZ.shape[0])
+    start_EZ = jnp.full((num_codes, x_NZ.shape[1]), _FAR).at[0].set(x_NZ[first])
+    start = VQState(start_EZ, jnp.zeros(num_codes).at[0].set(1.0), start_EZ)
 
     def one_round(i, state):
-        seeded, _ = restart_dead(
-            state, x_NZ, jax.random.fold_in(key, i), threshold=0.5, normalize=normalize
-        )
+        is_dead_E = state.count_E < 0.5
+        in_turn_E = jnp.cumsum(is_dead_E) <= (~is_dead_E).sum()
+        key_i = jax.random.fold_in(key, i)
+        seeded = _replace(state, x_NZ, key_i, is_dead_E, is_dead_E & in_turn_E, 0.5)
         codes_N = nearest_codes(x_NZ, seeded.codebook_EZ)
         count_E = code_histogram(codes_N, num_codes)
         sum_EZ = _sum_by_code(x_NZ, codes_N, num_codes)
@@ -266,4 +279,5 @@ def init_from_vectors(
         mean_EZ = jnp.where(count_E[:, None] > 0, mean_EZ, seeded.codebook_EZ)
         return VQState(mean_EZ, count_E, sum_EZ)
 
-    return jax.lax.fori_loop(0, num_iters, one_round, start)
+    num_doublings = math.ceil(math.log2(num_codes))
+    return jax.lax.fori_loop(0, num_doublings + num_iters, one_round, start)

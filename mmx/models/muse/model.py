@@ -97,7 +97,7 @@ class MuseTransformer(nn.Module):
     def _positions(self) -> jax.Array:
         """Learned 2-D positions, a row's plus a column's: [L, D]."""
         side = self.grid // self.patch
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("position", "embed"))
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.5), ("position", "embed"))
         row_hD, column_wD = (
             self.param(f"position_{axis}", init, (side, self.width), jnp.float32)
             for axis in ("row", "column")
