@@ -4,6 +4,8 @@ A checkpoint has two items, so that sampling reads no optimiser state: ``model``
 extra) and ``train`` (step, opt_state, bad_step).
 """
 
+import errno
+import os
 import shutil
 import sys
 import time
@@ -50,6 +52,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
+        self._writing: int | None = None  # the step of the last save
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -61,18 +64,18 @@ class Checkpoints:
           UserError: this save, or the one before it, did not write (a full disk, say). What was
             kept before is untouched.
         """
+        self.wait()  # the save before this one: a run that cannot save must not go on
+        self._writing = step
         try:
-            # Orbax reports a failure of the background write on the next call.
-            self.manager.check_for_errors()
             items = {
                 "model": ocp.args.StandardSave(_item(state, _MODEL)),
                 "train": ocp.args.StandardSave(_item(state, _TRAIN)),
             }
             written = self.manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._failed(error) from error
         if not written:
-            raise self._failed(step, RuntimeError("Orbax declined to save"))
+            raise self._failed(RuntimeError("Orbax declined to save"))
 
     def wait(self) -> None:
         """Block until the last save is on disk. Raises UserError when it did not get there."""
@@ -80,7 +83,7 @@ class Checkpoints:
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
         except Exception as error:
-            raise self._failed(self.manager.latest_step(), error) from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """:meth:`wait`, then give everything back."""
@@ -89,14 +92,19 @@ class Checkpoints:
         finally:
             self.manager.close()
 
-    def _failed(self, step, error) -> UserError:
-        good = [s for s in self.steps() if (self.directory / str(s)).is_dir()]
+    def _failed(self, error) -> UserError:
+        # From the disk: Orbax's own list has a step that failed, not those that it was to replace.
+        names = [p.name for p in self.directory.iterdir()] if self.directory.is_dir() else []
+        good = sorted(int(name) for name in names if name.isdigit())
         kept = f"the last good checkpoint is step {good[-1]}" if good else "there is none yet"
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        text = str(error)
+        # The system's own words, where they are in there; Orbax wraps them in a page of its own.
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+        known = [os.strerror(code) for code in codes if os.strerror(code) in text]
+        reason = known[0] if known else f"{type(error).__name__}: {text.strip()[:200]}"
         return UserError(
-            f"the checkpoint of step {step} in {self.directory} was not written "
-            f"({type(error).__name__}: {reason[0][:300]}); {kept}. Free some disk space, then run "
-            "the same command again."
+            f"{self.directory}: the checkpoint of step {self._writing} was not written ({reason}); "
+            f"{kept}. Mend that, then run the same command again to go on from there."
         )
 
     def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
@@ -117,8 +125,9 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint cannot be read, or there is none of this step.
         """
-        if step not in self.steps():
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; {self.steps()}")
+        others = [s for s in self.steps() if s != step]
+        if others == self.steps():
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {others}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "sharding info not provided": meant so
@@ -126,9 +135,10 @@ class Checkpoints:
                 model = self.manager.restore(step, args=args)["model"]
             return jax.tree.map(np.asarray, model)
         except Exception as error:
+            instead = f"name another as RUN@STEP: {others}" if others else "there is no other"
             raise UserError(
-                f"{self.directory / str(step)} cannot be read ({_brief(error)}). Name an earlier "
-                f"one as RUN@STEP; there are {self.steps()}"
+                f"{self.directory / str(step)}: this checkpoint cannot be read ({_brief(error)}); "
+                f"{instead}"
             ) from error
 
     def _read(self, step: int, item: str, target: Any) -> Any:
@@ -189,8 +199,9 @@ def _differences(wanted: dict, saved: dict) -> list[str]:
     out = [f"{path}: not in the checkpoint" for path in wanted if path not in saved]
     out += [f"{path}: only in the checkpoint" for path in saved if path not in wanted]
     for path, leaf in wanted.items():
-        if path in saved and tuple(saved[path].shape) != tuple(leaf.shape):
-            out.append(f"{path}: shape {tuple(saved[path].shape)} there, {tuple(leaf.shape)} here")
+        there, here = ((tuple(x.shape), np.dtype(x.dtype)) for x in (saved.get(path, leaf), leaf))
+        if there != here:
+            out.append(f"{path}: {there[1]} {there[0]} there, {here[1]} {here[0]} here")
     return out
 
 

@@ -1,0 +1,282 @@
+"""Checkpoints are whole or absent; what cannot be read or written is said in one clear line."""
+
+import resource
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import read_scalars, training
+
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir
+from mmx.train.checkpoint import Checkpoints
+from mmx.train.start import read_weights
+from mmx.train.state import TrainState
+
+
+def state_of(seed, size=64, ema=True, **more):
+    draw = np.random.default_rng(seed)
+    weights = lambda: jnp.asarray(draw.normal(size=(size, size)), jnp.float32)
+    return TrainState(
+        step=jnp.int32(seed),
+        params={"a": {"kernel": weights()}, **more},
+        opt_state=({"mu": {"a": {"kernel": weights()}}}, (), {"count": jnp.int32(seed)}),
+        ema={"a": {"kernel": weights()}} if ema else None,
+        extra={"count": jnp.int32(7 * seed)},
+        bad_step=jnp.int32(-1),
+    )
+
+
+def layout(state):
+    return jax.eval_shape(lambda: state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2; copy it, never write into it."""
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def copied(two_steps, tmp_path):
+    return shutil.copytree(two_steps, tmp_path / "run/checkpoints")
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_state_comes_back_to_the_bit(tmp_path, ema):
+    state = state_of(3, ema=ema)
+    for _ in range(2):  # also by a manager that has written nothing itself
+        checkpoints = Checkpoints(tmp_path)
+        if not checkpoints.steps():
+            checkpoints.save(3, state)
+            checkpoints.wait()
+        step, back = checkpoints.restore_newest(*layout(state))
+        assert step == 3 and same(back, state) and (back.ema is None) == (not ema)
+        model = checkpoints.read_model(3)
+        assert same(model["params"], state.params) and ("ema" in model) == ema
+        checkpoints.close()
+    averaged, extra, _ = read_weights(_run(tmp_path))
+    assert same(averaged, state.averaged) and extra["count"] == 21
+
+
+def _run(checkpoints):
+    class Run(RunDir):
+        checkpoints = property(lambda self: self.path)
+
+    return Run(checkpoints)
+
+
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
+    """The next step reuses the state's memory while the checkpoint is still being written."""
+    state = state_of(1, size=512)
+    want = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    spoil = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 5, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    after = spoil(state)
+    for _ in range(5):
+        after = spoil(after)
+    checkpoints.wait()
+    assert same(checkpoints.restore(1, *layout(after)), want)
+    checkpoints.close()
+
+
+def _largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+DAMAGES = {
+    "half of the weights": lambda c: _cut(_largest(c / "model"), 0.5),
+    "half of the moments": lambda c: _cut(_largest(c / "train"), 0.5),
+    "no weights": lambda c: _largest(c / "model").unlink(),
+    "an empty manifest": lambda c: _cut(c / "train/manifest.ocdbt", 0.0),
+    "half of the names": lambda c: _cut(c / "model/_METADATA", 0.5),
+    "no names": lambda c: (c / "train/_METADATA").unlink(),
+    "no model": lambda c: shutil.rmtree(c / "model"),
+    "no moments": lambda c: shutil.rmtree(c / "train"),
+    "nothing": lambda c: [shutil.rmtree(c), c.mkdir()],
+}
+
+
+def _cut(file, share):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_truncated_checkpoint_is_moved_aside(copied, capsys, damage):
+    DAMAGES[damage](copied / "2")
+    checkpoints = Checkpoints(copied)
+    step, state = checkpoints.restore_newest(*layout(state_of(1)))
+    assert step == 1 and same(state, state_of(1))
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and told[0].startswith(f"WARNING: checkpoint {copied / '2'}")
+    assert "going on from step 1" in told[0] and str(copied.parent / "broken/2-") in told[0]
+    assert checkpoints.steps() == [1] and len(list((copied.parent / "broken").iterdir())) == 1
+    # Its step can be written again.
+    checkpoints.save(2, state_of(2))
+    checkpoints.close()
+    assert Checkpoints(copied).restore_newest(*layout(state_of(1)))[0] == 2
+
+
+def test_when_all_are_broken_it_begins_anew(copied, capsys):
+    for step in "12":
+        _cut(_largest(copied / step / "model"), 0.5)
+    checkpoints = Checkpoints(copied)
+    assert checkpoints.restore_newest(*layout(state_of(1))) is None
+    assert "going on from the beginning" in capsys.readouterr().err
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "damage", ["half of the weights", "no weights", "half of the names", "no model", "nothing"]
+)
+def test_reading_weights_stops_and_names_the_others(copied, damage):
+    DAMAGES[damage](copied / "2")
+    with pytest.raises(UserError, match=r"cannot be read \(.*\); name another as RUN@STEP: \[1\]"):
+        read_weights(_run(copied))
+    assert read_weights(_run(copied), 1)[2] == 1
+    with pytest.raises(UserError, match=r"no checkpoint of step 9; there are \[1, 2\]"):
+        read_weights(_run(copied), 9)
+    assert (copied / "2").is_dir()  # reading moves nothing
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (state_of(1, size=32), r"params/a/kernel: float32 \(64, 64\) there, float32 \(32, 32\)"),
+        (state_of(1, b=jnp.zeros(3)), "params/b: not in the checkpoint"),
+        (state_of(1, ema=False), "ema/a/kernel: only in the checkpoint"),
+        (
+            state_of(1).replace(extra={"count": jnp.float32(1)}),
+            r"extra/count: int32 \(\) there, float32 \(\) here",
+        ),
+        (state_of(1).replace(opt_state=({"count": jnp.int32(0)},)), "opt_state/0/count: not in"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(copied, other, difference):
+    checkpoints = Checkpoints(copied)
+    with pytest.raises(
+        UserError, match=f"is a checkpoint of another model:\n(.*\n)*  {difference}"
+    ):
+        checkpoints.restore_newest(*layout(other))
+    assert checkpoints.steps() == [1, 2]  # foreign, not broken: it stays where it is
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("keep", [1, 2, None])
+def test_the_newest_are_kept(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step in (1, 2, 5, 9):
+        checkpoints.save(step, state_of(step, size=2))
+    checkpoints.close()
+    want = [1, 2, 5, 9][-(keep or 4) :]
+    assert checkpoints.steps() == want
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == want
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 100 kB: what a full disk does, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(on=True):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if on else soft, hard))
+
+    yield limit
+    limit(False)
+
+
+def _quiet(folder):
+    """Until the writes that a failed save left in the air have landed: a new process has none."""
+    listing = lambda: sorted(folder.rglob("*"))
+    before = None
+    while before != (before := listing()):
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, small_files, keep):
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    good = state_of(1, size=256)
+    checkpoints.save(1, good)
+    checkpoints.wait()
+    small_files()
+    checkpoints.save(2, state_of(2, size=256))
+    message = r"the checkpoint of step 2 was not written \(File too large\); the last good .* 1\."
+    with pytest.raises(UserError, match=message) as raised:
+        checkpoints.save(3, state_of(3, size=256))
+    assert "\n" not in str(raised.value)
+    checkpoints.close()
+    _quiet(tmp_path)
+    small_files(False)
+    again = Checkpoints(tmp_path, keep=keep)
+    step, back = again.restore_newest(*layout(good))
+    assert step == 1 and same(back, good)
+    again.save(2, good)
+    again.close()
+    assert again.steps() == [1, 2][-keep:] and not list(tmp_path.glob("*tmp*"))
+
+
+def test_the_last_save_is_waited_for(tmp_path, small_files):
+    checkpoints = Checkpoints(tmp_path)
+    small_files()
+    checkpoints.save(1, state_of(1, size=256))
+    with pytest.raises(UserError, match=r"step 1 was not written \(File too large\); there is non"):
+        checkpoints.close()
+
+
+def test_a_save_that_orbax_declines_is_an_error(copied):
+    checkpoints = Checkpoints(copied)
+    checkpoints.manager.save = lambda *args, **kwargs: False
+    with pytest.raises(UserError, match=r"step 3 was not written \(.*declined.*good .* is step 2"):
+        checkpoints.save(3, state_of(3))
+    checkpoints.close()
+    checkpoints = Checkpoints(copied)
+    with pytest.raises(UserError, match="the checkpoint of step 2 was not written"):
+        checkpoints.save(2, state_of(2))  # is there already
+    checkpoints.close()
+
+
+def test_training_goes_on_from_the_one_before(toy_config, train_toy, tmp_path, capsys):
+    config, folder = toy_config(), tmp_path / "run"
+    train_toy(config, folder)
+    unbroken = training(read_scalars(folder))
+    _cut(_largest(folder / "checkpoints/12/model"), 0.5)
+    train_toy(config, folder)
+    told = capsys.readouterr().err
+    assert (
+        f"going on from step 8 of {folder}" in told
+        and len(list((folder / "broken").iterdir())) == 1
+    )
+    assert training(read_scalars(folder)) == unbroken
+    assert RunDir(folder).steps() == [8, 12]
+
+
+def test_training_stops_when_it_cannot_save(toy_config, train_toy, tmp_path, small_files):
+    """Some step later, not at the end; and the run goes on once there is room."""
+    config = toy_config(toy__ballast=256, save_every=2, steps=30, eval_every=99, preview_every=99)
+    folder = tmp_path / "run"
+    train_toy(toy_config(toy__ballast=256, save_every=2, steps=2), folder)
+    small_files()
+    with pytest.raises(UserError, match=r"step 4 was not written .* checkpoint is step 2"):
+        train_toy(config, folder)
+    small_files(False)
+    assert max(read_scalars(folder)["loss/total"]) <= 6
+    with config.unlocked():
+        config.steps = 8
+    train_toy(config, folder)
+    assert RunDir(folder).steps() == [6, 8]
