@@ -297,6 +297,8 @@ class MuseTask:
     def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
         """Samples of fixed prompts and seed, uint8."""
         prompts = list(self.config.preview_prompts)
+        if not prompts:
+            return {}
         batch = jax.device_put(self.prompts(prompts), replicated(mesh))
         key = jax.device_put(rngs.base_key(0), replicated(mesh))
         run = self.sampler(mesh, SampleOptions.of(self.config))

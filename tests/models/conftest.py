@@ -1,0 +1,130 @@
+"""Tiny tasks built from the shipped configs, without data on disk and without a trained codec."""
+
+import json
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mmx.core import config as configs
+from mmx.core import rng as rngs
+from mmx.core import tree
+from mmx.core.run_dir import RunDir
+from mmx.data.text import train_tokenizer
+from mmx.models.registry import make_task
+from mmx.models.stages import _digest
+from mmx.train import optim
+from mmx.train.state import make_init, make_update
+
+CAPTIONS = (
+    "red heart",
+    "violin",
+    "dog face",
+    "red apple",
+    "rocket",
+    "flag of japan",
+    "woman health worker",
+    "blue square on a white wall",
+)
+
+
+def changed(spec: str, changes: dict | None = None):
+    """A shipped config with changes by dotted name."""
+    config = configs.load_config(spec).copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in (changes or {}).items():
+            *parents, last = name.split(".")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            node[last] = value
+    return config
+
+
+def random_images(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """uint8 [count, size, size, 3]: blocks of colour with noise, all different."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (count, 4, 4, 3))
+    image = blocks.repeat(-(-size // 4), 1).repeat(-(-size // 4), 2)[:, :size, :size]
+    return np.clip(image + rng.integers(-8, 9, image.shape), 0, 255).astype(np.uint8)
+
+
+def write_stage(folder, config, weights, step=7) -> None:
+    """A pinned stage, as ``stages.pin`` leaves it."""
+    folder.mkdir(parents=True)
+    save_file({k: np.asarray(v) for k, v in tree.flatten(weights).items()},
+              folder / "weights.safetensors")  # fmt: skip
+    (folder / "config.json").write_text(configs.to_json(config))
+    pin = {"spec": "elsewhere", "step": step, "sha256": _digest(folder / "weights.safetensors")}
+    (folder / "pin.json").write_text(json.dumps(pin))
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory):
+    """Makers of tiny tasks and of what trains them."""
+    tokenizer = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(CAPTIONS, 300, tokenizer)
+
+    def run_dir():
+        path = tmp_path_factory.mktemp("run")
+        (path / "tokenizer.json").write_text(tokenizer.read_text())
+        return RunDir(path)
+
+    def vqgan(spec="vqgan/openmoji32:tiny", changes=None, run=None):
+        return make_task(changed(spec, changes), run)
+
+    def muse(spec="muse/openmoji32:tiny", changes=None, codec="vqgan/openmoji32:tiny",
+             codec_changes=None):  # fmt: skip
+        """A Muse task over a codec with random weights."""
+        codec_task = vqgan(codec, codec_changes)
+        params, extra = nn.unbox(jax.jit(codec_task.init)(rngs.base_key(3)))
+        run = run_dir()
+        weights = {"params": {k: params[k] for k in ("encoder", "decoder")}, "extra": extra}
+        write_stage(run.stage("codec"), codec_task.config, weights)
+        config = changed(spec, {"codec.run": "elsewhere", **(changes or {})})
+        return make_task(config, run)
+
+    def params(task, seed=0):
+        """(params, extra) as in training, unboxed."""
+        key = rngs.base_key(seed)
+        return jax.jit(lambda: nn.unbox(task.init(rngs.stream(key, "init"))))()
+
+    def rows(task, count, first=0, size=None):
+        """A batch of rows: random images and the captions in turn."""
+        size = size or task.config.data.image_size
+        batch = {
+            "image": random_images(count, size),
+            "position": np.arange(first, first + count, dtype=np.uint32),
+        }
+        if task.family == "muse":
+            texts = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+            T = task.config.text.max_len
+            batch["text_ids"], batch["text_mask"] = task.tokenizer.encode(texts, T)
+        return batch
+
+    def trainer(task):
+        """(state, update): update(state, batch) -> (state, metrics) is compiled."""
+        config, key = task.config, rngs.base_key(task.config.seed)
+        abstract, _ = jax.eval_shape(task.init, key)
+        labels = task.param_labels(abstract)
+        tx, schedules = optim.make_optimizer(config, labels)
+        state = jax.jit(make_init(task, tx, optim.averages(config, labels)))(key)
+        update = make_update(task, tx, config, labels, schedules)
+        frozen = task._frozen_host()
+        step = jax.jit(lambda state, batch: update(state, frozen, batch, key))
+        return state, step
+
+    return SimpleNamespace(
+        changed=changed,
+        images=random_images,
+        captions=CAPTIONS,
+        run_dir=run_dir,
+        vqgan=vqgan,
+        muse=muse,
+        params=params,
+        rows=rows,
+        trainer=trainer,
+    )
