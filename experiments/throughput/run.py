@@ -1,0 +1,105 @@
+"""Speed of mmx beside muse-maskgit-pytorch, in one run: training step and sampling of Muse.
+
+    python experiments/throughput/run.py [--device gpu --dtype bf16] [--torch_python PATH]
+
+One worker process a side; calls alternate A B C A B C, so that what else the machine does meets
+all sides alike. Printed: medians of wall and CPU seconds, and the median of the ratios of
+neighbouring calls with their range. README.md says what is compared.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+class Worker:
+    """A side in a process of its own, asleep between commands."""
+
+    def __init__(self, side: str, args):
+        python = sys.executable if side == "mmx" else args.torch_python
+        command = [python, str(HERE / "worker.py"), f"--side={side}", f"--dtype={args.dtype}"]
+        command += [f"--device={args.device}", f"--activation={args.activation}"]
+        env = dict(os.environ)
+        if side == "mmx":
+            env["PYTHONPATH"] = f"{HERE.parents[1]}{os.pathsep}{env.get('PYTHONPATH', '')}"
+            env["JAX_PLATFORMS"] = "cuda" if args.device == "gpu" else "cpu"
+        pipe = subprocess.PIPE
+        self.side = side
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+
+    def ask(self, *words) -> dict:
+        print(*words, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.side}: the worker ended (exit {self.process.wait()}); see above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> None:
+    """Warm each side up, then alternate; prints a table."""
+    times: dict[str, list[dict]] = {worker.side: [] for worker in workers}
+    for worker in workers:
+        began = time.monotonic()
+        worker.ask("time", what, 2)
+        print(f"  {what}: {worker.side} warm after {time.monotonic() - began:.0f} s", flush=True)
+    for _ in range(rounds):
+        for worker in workers:
+            times[worker.side].append(worker.ask("time", what, calls))
+    for side, rows in times.items():
+        for unit in ("wall", "cpu"):
+            values = sorted(row[unit] for row in rows)
+            line = f"{what:7s} {side:8s} {unit:4s} {statistics.median(values):8.3f} s"
+            line += f"  ({values[0]:.3f}-{values[-1]:.3f}, n={len(values)})"
+            if side != "mmx" and "mmx" in times:
+                ratios = [a[unit] / b[unit] for a, b in zip(rows, times["mmx"])]
+                low, high = min(ratios), max(ratios)
+                line += f"  mmx is {statistics.median(ratios):.2f}x as fast ({low:.2f}-{high:.2f})"
+            print(line)
+    loads = [row["load"] for rows in times.values() for row in rows]
+    print(f"{what:7s} load average {min(loads):.1f}-{max(loads):.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--activation", default="gelu", help="of mmx; gelu or relu2")
+    parser.add_argument("--sides", default="mmx,eager,compile")
+    parser.add_argument("--what", default="train,sample")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch_python", default=sys.executable, help="a Python that has torch")
+    args = parser.parse_args()
+
+    sides = args.sides.split(",")
+    if set(sides) != {"mmx"}:
+        look = "from importlib.util import find_spec as f; exit(not (f('torch') and f('einops')))"
+        if subprocess.run([args.torch_python, "-c", look]).returncode:
+            sys.exit(
+                f"{args.torch_python} has no torch: install this folder's requirements.txt as "
+                "README.md says and name that Python by --torch_python, or measure mmx alone by "
+                "--sides mmx"
+            )
+    workers = [Worker(side, args) for side in sides]
+    for worker in workers:
+        print(worker.side, worker.ask("about"), flush=True)
+    for what in args.what.split(","):
+        calls = 1 if args.device == "cpu" else (20 if what == "train" else 2)
+        rounds = args.rounds if what == "train" else max(3, args.rounds // 2)
+        compare(workers, what, rounds, calls)
+    for worker in workers:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""One side in a process of its own, which measures when it is told to and sleeps otherwise.
+
+Commands, one a line: ``about``; ``time WHAT CALLS`` with WHAT ``train`` or ``sample``. Each is
+answered by one line of JSON. A side has methods of these names, whose calls wait for the result.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+
+def load_side(args):
+    """The class of a side, made with the arguments; its libraries are imported only here."""
+    if args.side == "mmx":
+        from mmx.cli.backend import before_jax
+
+        before_jax()  # as the command does
+        from side_mmx import Mmx
+
+        return Mmx(args)
+    from side_torch import Peer
+
+    return Peer(args)
+
+
+def measure(side, what: str, calls: int) -> dict:
+    """Mean wall and CPU seconds (all threads of this process) of some calls."""
+    call = getattr(side, what)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        value = call()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"wall": wall / calls, "cpu": cpu / calls, "value": value, "load": os.getloadavg()[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", choices=("mmx", "eager", "compile"), required=True)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--activation", required=True)
+    out, sys.stdout = sys.stdout, sys.stderr  # only answers on stdout
+    side = load_side(parser.parse_args())
+    for line in sys.stdin:
+        command, *rest = line.split()
+        answer = side.about() if command == "about" else measure(side, rest[0], int(rest[1]))
+        print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
