@@ -26,6 +26,7 @@ from mmx.models.muse import loss as losses
 from mmx.models.muse.model import MuseTransformer, count_flops
 from mmx.models.muse.sample import sample_codes
 from mmx.models.registry import make_codec
+from mmx.models.rows import fill_rows
 from mmx.nn.text import TextEncoder
 from mmx.nn.transformer import ACTIVATIONS
 from mmx.ops import masking
@@ -283,11 +284,19 @@ class MuseTask:
         }
 
     def sampler(self, mesh, options: SampleOptions):
-        """:meth:`sample` compiled, one function for each set of options."""
+        """:meth:`sample` compiled, one function for each set of options; any number of rows."""
         if options not in self._samplers:
             fn = lambda p, e, f, batch, key: self.sample(p, e, f, batch, key, options)
             self._samplers[options] = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
-        return self._samplers[options]
+        compiled = self._samplers[options]
+
+        def run(params, extra, frozen, batch, key):
+            batch, count = fill_rows(batch, mesh)
+            out = compiled(params, extra, frozen, batch, key)
+            trace = out.pop("trace")[:, :count]
+            return {name: x[:count] for name, x in out.items()} | {"trace": trace}
+
+        return run
 
     # Looking
 
@@ -299,7 +308,7 @@ class MuseTask:
         prompts = list(self.config.preview_prompts)
         if not prompts:
             return {}
-        batch = jax.device_put(self.prompts(prompts), replicated(mesh))
+        batch = self.prompts(prompts)
         key = jax.device_put(rngs.base_key(0), replicated(mesh))
         run = self.sampler(mesh, SampleOptions.of(self.config))
         image = np.asarray(run(params, extra, frozen, batch, key)["image"])

@@ -18,6 +18,7 @@ from mmx.eval import images as image_scores
 from mmx.eval import stats
 from mmx.eval.stats import Score
 from mmx.eval.tile import tile
+from mmx.models.rows import fill_rows
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.codec import DTYPES, VqganCodec
 from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
@@ -194,14 +195,21 @@ class VqganTask:
     # Looking
 
     def reconstruct(self, mesh):
-        """``(params, extra, image_u8 [B]) -> (recon float32, codes int32)``, compiled once."""
+        """``(params, extra, image_u8 [B]) -> (recon float32, codes int32)``, compiled; any B."""
 
         def fn(params, extra, image_u8):
             weights = {"params": params, "extra": extra}
             codes = self.codec.encode(weights, to_float(image_u8))
             return self.codec.decode(weights, codes), codes
 
-        return jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+        compiled = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+
+        def run(params, extra, image_u8):
+            image_u8, count = fill_rows(image_u8, mesh)
+            recon, codes = compiled(params, extra, image_u8)
+            return recon[:count], codes[:count]
+
+        return run
 
     def evaluators(self, mesh) -> list:
         evaluation = self.config.eval
@@ -217,8 +225,7 @@ class VqganTask:
         image_u8 = np.stack([self._plain(source[i], rng)["image"] for i in range(count)])
         if not hasattr(self, "_preview"):
             self._preview = self.reconstruct(mesh)
-        image = jax.device_put(image_u8, replicated(mesh))
-        recon, _ = self._preview(params, extra, image)
+        recon, _ = self._preview(params, extra, image_u8)
         recon_u8 = image_scores.to_uint8(np.nan_to_num(np.asarray(recon)))
         return {"reconstruction": tile(np.stack([image_u8, recon_u8]))}
 

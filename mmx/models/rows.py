@@ -1,0 +1,28 @@
+"""Any number of rows on any mesh: filled up to what the mesh divides, cut again after."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmx.train.sharding import batch_sharding, replicated
+
+
+def fill_rows(rows: Any, mesh) -> tuple[Any, int]:
+    """Repeat the last row until the batch axes of the mesh divide the number of rows.
+
+    Args:
+      rows: tree of arrays [B, ...], B at least 1.
+      mesh: of the computation to come.
+
+    Returns:
+      (the tree [B', ...] on the devices, B).
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    ways = batch_sharding(mesh).num_devices // mesh.shape["tensor"]
+    missing = -count % ways
+    if not missing and all(isinstance(x, jax.Array) for x in jax.tree.leaves(rows)):
+        return rows, count  # laid out already, perhaps sharded
+    if missing:
+        rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, 0)]), rows)
+    return jax.device_put(rows, replicated(mesh)), count
