@@ -1,0 +1,158 @@
+"""Every shipped config and its ``:tiny``: text pinned, the paper's numbers, trains.
+
+To write the pinned texts anew: ``python tests/models/test_configs.py``.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmx.core import config as configs
+from mmx.core import tree
+
+GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "configs"
+NAMES = list(configs.list_configs())
+SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", ":tiny")]
+SPECS += [f"vqgan/muse256:{arg}" for arg in ("fsq", "lfq", "tiny,fsq", "tiny,lfq")]
+# muse config -> the tokenizer config it is trained on
+CODECS = {
+    "muse/openmoji32": "vqgan/openmoji32",
+    "muse/openmoji64": "vqgan/openmoji64",
+    "muse/base_632m": "vqgan/muse256",
+    "muse/base_3b": "vqgan/muse256",
+}
+
+
+def golden(spec: str) -> Path:
+    return GOLDENS / (spec.replace("/", "-").replace(":", "-").replace(",", "-") + ".txt")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_resolved_text_is_as_pinned(spec):
+    file = golden(spec)
+    pinned = file.read_text() if file.is_file() else ""
+    assert configs.to_text(configs.load_config(spec)) + "\n" == pinned, (
+        f"{spec} resolves to another text than {file}. If that is meant: "
+        "`python tests/models/test_configs.py` writes all of them anew; look at the diff."
+    )
+
+
+def test_no_text_is_pinned_of_a_config_that_is_gone():
+    assert {golden(spec) for spec in SPECS} == set(GOLDENS.glob("*.txt"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_is_a_contract(name):
+    path, _ = configs.find_config(name)
+    lines = path.read_text().splitlines()
+    doc = path.read_text().split('"""')[1]
+    assert 20 < len(lines[0]) <= 100 and lines[0].endswith(".")
+    assert f"mmx train --config {name}" in doc  # the command
+    assert "ours" in doc  # where the numbers come from
+    if "openmoji" not in name:
+        assert "arXiv 2301.00704" in doc and "Hardware" in doc
+    assert len(configs.flat_items(configs.load_config(name))) <= 75
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "openmoji" not in n])
+def test_every_number_of_a_papers_config_says_where_it_is_from(name):
+    path, _ = configs.find_config(name)
+    inside = path.read_text().split("c.model = ")[1].split("c.mesh")[0]
+    plain = ('name="', "kind=", "patch=1", "code_width=0", "accum=1", "l1=0.0", "r1=0.0", "remat=",
+             "ema=0.0", "linear_path", "perceptual_weights", "norm=")  # fmt: skip
+    for line in inside.splitlines():
+        sets = "=" in line and not line.rstrip().endswith(("(", "{"))
+        if sets and not any(word in line for word in plain) and "if " not in line.split("=")[0]:
+            assert "#" in line or "levels=levels" in line, line
+
+
+def test_the_papers_numbers():
+    """arXiv 2301.00704 tables 4 and 5."""
+    c = configs.load_config("muse/base_3b")
+    assert (c.model.depth, c.model.width, c.model.mlp) == (48, 2048, 8192)
+    for name in ("muse/base_3b", "muse/base_632m"):
+        c = configs.load_config(name)
+        o = c.optim
+        assert (o.name, o.lr, o.b1, o.b2, o.weight_decay) == ("adafactor", 1e-4, 0.9, 0.96, 0.045)
+        assert (o.warmup_steps, c.batch_size, c.steps, o.ema) == (5000, 512, 1_500_000, 0.0)
+        assert (c.offline_ema, c.save_every, c.sample.steps) == (0.7, 5000, 24)
+        assert 0.7**c.keep < 1e-3  # what retention drops weighs nothing
+        assert c.loss.text_drop == 0.1
+    for name, size, f in (("vqgan/muse256", 256, 16), ("vqgan/muse512", 512, 8)):
+        c = configs.load_config(name)
+        assert c.data.image_size == size and 2 ** (len(c.model.multipliers) - 1) == f
+        assert (c.model.channels, c.model.encoder_blocks, c.model.decoder_blocks) == (128, 2, 2)
+        assert (c.quantizer.num_codes, c.batch_size, c.steps) == (8192, 256, 1_000_000)
+        assert (c.loss.perceptual, c.loss.adversarial) == (0.05, 0.1)
+        for o in (c.optim, c.optim_disc):
+            assert (o.lr, o.b2, o.weight_decay, o.warmup_steps) == (1e-4, 0.99, 1e-4, 10_000)
+        assert c.optim.b1 == 0.9
+    for arg in ("fsq", "lfq"):
+        q = configs.load_config(f"vqgan/muse256:{arg}").quantizer
+        assert (np.prod(q.levels) if arg == "fsq" else 2**q.bits) == 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "share"), [("base_3b", 3.26e9, 0.005), ("base_632m", 632e6, 0.02)]
+)
+def test_parameter_counts_are_the_papers(name, paper, share):
+    """Of the image model, as in the paper: the text encoder is not counted."""
+    from mmx.models.muse.model import MuseTransformer
+
+    c = configs.load_config(f"muse/{name}")
+    m, T = c.model, c.text.max_len
+    net = MuseTransformer(8192, 16, m.depth, m.width, m.heads, m.mlp, m.patch, m.code_width,
+                          m.activation, m.remat, jnp.bfloat16)  # fmt: skip
+    args = jnp.zeros((1, 256), int), jnp.zeros((1, T, c.text.width)), jnp.ones((1, T), bool)
+    params = jax.eval_shape(net.init, jax.random.key(0), *args)
+    assert tree.num_params(params) == pytest.approx(paper, rel=share)
+    assert m.width % m.heads == 0 and m.mlp == 4 * m.width
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tiny_form_trains(build, name):
+    codec = CODECS.get(name)
+    task = (
+        build.muse(f"{name}:tiny", codec=f"{codec}:tiny") if codec else build.vqgan(f"{name}:tiny")
+    )
+    assert task.config.batch_size <= 16 and task.config.steps <= 20
+    state, update = build.trainer(task)
+    batch = build.rows(task, task.config.batch_size)
+    before = state.params
+    for _ in range(2):  # the first step has learning rate 0
+        state, metrics = update(state, batch)
+    assert all(np.isfinite(v) for v in metrics.values()), metrics
+    assert int(state.step) == 2 and int(state.bad_step) == -1
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+    # The same choices as the whole config, only smaller.
+    whole, tiny = (configs.load_config(spec) for spec in (name, f"{name}:tiny"))
+    assert set(configs.flat_items(whole)) == set(configs.flat_items(tiny))
+    kinds = ("quantizer.kind", "loss.gan", "discriminator.kind", "optim.name", "model.activation")
+    for kind in kinds:
+        assert configs.flat_items(whole).get(kind) == configs.flat_items(tiny).get(kind)
+
+
+@pytest.mark.parametrize(("muse", "vqgan"), list(CODECS.items()))
+def test_whole_configs_fit_together(muse, vqgan):
+    from mmx.models.registry import make_codec
+
+    m = configs.load_config(muse)
+    codec = make_codec(configs.load_config(vqgan))
+    assert codec.grid(m.data.image_size) % m.model.patch == 0
+    assert m.data.image_size == configs.load_config(vqgan).data.image_size
+
+
+def write_goldens() -> None:
+    GOLDENS.mkdir(parents=True, exist_ok=True)
+    for old in GOLDENS.glob("*.txt"):
+        old.unlink()
+    for spec in SPECS:
+        golden(spec).write_text(configs.to_text(configs.load_config(spec)) + "\n")
+
+
+if __name__ == "__main__":
+    write_goldens()
