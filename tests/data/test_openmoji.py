@@ -68,7 +68,7 @@ def test_second_prepare_touches_nothing(data_dir):
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     began = time.monotonic()
     assert openmoji.prepare("32", data_dir) == (directory, False)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 

@@ -345,7 +345,7 @@ def test_closing_is_prompt_and_leaves_no_thread(taken):
     began = time.monotonic()
     made.close()
     made.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert _wait_for(lambda: not _threads())
     with pytest.raises(ValueError, match="closed"):
         next(made)
@@ -353,7 +353,9 @@ def test_closing_is_prompt_and_leaves_no_thread(taken):
 
 def test_abandoned_batches_make_no_noise_at_exit():
     program = """
-import sys
+import atexit, threading
+running = lambda: [t.name for t in threading.enumerate() if "grain-thread" in t.name]
+atexit.register(lambda: print(len(running())))  # registered first, so it runs last
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmx.data.pipeline import Stream, batches
@@ -361,30 +363,32 @@ sharding = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), Partition
 stream = Stream(range(9), lambda e, r: {"x": np.int32(e)}, 0)
 left_open = batches(stream, 4, sharding, num_threads=2)
 next(left_open)
+assert running()
 closed = batches(stream, 4, sharding)
 next(closed)
 closed.close()
-sys.held_to_the_very_end = [left_open, closed]  # by a traceback, say
 """
     done = subprocess.run(
         [sys.executable, "-c", program], env=ENV, capture_output=True, text=True, timeout=120
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # The threads have ended while the modules they use were still there.
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_work_goes_on_while_the_consumer_is_busy():
-    source = Counting(10_000, delay=0.01)
+    source = Counting(10_000, delay=0.05)  # 0.4 s a batch
     with batches(Stream(source, transform, 0), 8, _sharding(*ONE), prefetch=3) as made:
         next(made)
         waited = made.wait_seconds
-        assert waited > 0.05  # it was waited for, and counted
-        time.sleep(1.0)
+        assert waited > 0.35  # it was waited for, and counted
+        assert _wait_for(lambda: len(source.reads) >= 8 * 7, seconds=60)
         began = time.monotonic()
         for _ in range(3):
             next(made)
-        assert time.monotonic() - began < 0.1
-        assert made.wait_seconds - waited < 0.1
+        assert time.monotonic() - began < 0.8  # made one by one: 1.2 s
+        assert made.wait_seconds - waited < 0.8
         # ... but not without bound: 4 taken, 3 ready, 1 on its way, 3 on the host, 2 in the making.
+        time.sleep(2.0)
         assert len(source.reads) <= 8 * (4 + 3 + 1 + 3 + 2)
 
 
