@@ -1,0 +1,105 @@
+"""A run directory: opened by its path, refused in one line, never half written."""
+
+import json
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from mmx.core import run_dir, tree
+from mmx.core.errors import UserError
+from mmx.core.run_dir import parse_run
+
+CONFIG = ConfigDict({"family": "toy", "steps": 5, "optim": {"lr": 1.0}})
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = run_dir.open_or_create(tmp_path / "a", CONFIG)
+    for name in ("10", "9", "100", "12.orbax-checkpoint-tmp-1", "notes"):
+        (made.checkpoints / name).mkdir(parents=True)
+    (made.checkpoints / "7").write_text("a file is no checkpoint")
+    return made
+
+
+def test_a_run_is_named_with_or_without_a_step(run, tmp_path):
+    assert run.steps() == [9, 10, 100]
+    assert parse_run(run.path) == (run, None)
+    assert parse_run(f"{run.path}@9") == (run, 9)
+    odd = run_dir.open_or_create(tmp_path / "b@home", CONFIG)
+    (odd.checkpoints / "3").mkdir(parents=True)
+    assert parse_run(odd.path) == (odd, None) and parse_run(f"{odd.path}@3") == (odd, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("a@11", r"no checkpoint of step 11; there are \[9, 10, 100\]"),
+        ("a@last", "after @ comes a step, a whole number; not 'last'"),
+        ("nowhere", "no such run directory"),
+        ("nowhere@3", "no such run directory"),
+        ("a/checkpoints", "not a run directory"),
+        ("empty", "has no checkpoint yet"),
+    ],
+)
+def test_what_is_no_run_is_refused(run, tmp_path, spec, message):
+    run_dir.open_or_create(tmp_path / "empty", CONFIG)
+    with pytest.raises(UserError, match=message):
+        parse_run(f"{tmp_path}/{spec}")
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("dear diary")
+    with pytest.raises(UserError, match="not empty and is no run"):
+        run_dir.open_or_create(tmp_path, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_going_on_keeps_the_new_length_and_refuses_the_rest(run):
+    longer = ConfigDict(CONFIG.to_dict() | {"steps": 9})
+    assert run_dir.open_or_create(run.path, longer).config().steps == 9
+    other = ConfigDict(CONFIG.to_dict() | {"optim": {"lr": 2.0}})
+    with pytest.raises(UserError, match=r"optim\.lr: 1\.0 -> 2\.0"):
+        run_dir.open_or_create(run.path, other)
+    assert run.config().optim.lr == 1.0
+
+
+def test_another_tokenizer_is_refused(run, tmp_path):
+    (tmp_path / "one.json").write_text("1")
+    (tmp_path / "two.json").write_text("2")
+    run_dir.copy_tokenizer(run, tmp_path / "one.json")
+    run_dir.copy_tokenizer(run, tmp_path / "one.json")
+    with pytest.raises(UserError, match=r"two\.json: the dataset's tokenizer is not the one"):
+        run_dir.copy_tokenizer(run, tmp_path / "two.json")
+    assert run.tokenizer_file.read_text() == "1"
+
+
+def test_each_start_is_recorded(run):
+    for devices in (["cpu: cpu"], ["gpu: H100"]):
+        run_dir.record_environment(run, devices)
+    starts = json.loads((run.path / "environment.json").read_text())
+    assert [start["devices"] for start in starts] == [["cpu: cpu"], ["gpu: H100"]]
+    assert starts[0]["versions"]["jax"] == jax.__version__ and starts[0]["command"]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    run_dir.write_atomic(file, "old")
+    real = type(file).write_text
+
+    def half(self, text):
+        real(self, text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(file), "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        run_dir.write_atomic(file, "a new text")
+    assert file.read_text() == "old"
+
+
+def test_paths_of_trees():
+    nested = {"a": {"kernel": 1, "bias": 2}, "b": 3}
+    flat = tree.flatten(nested)
+    assert flat == {"a/bias": 2, "a/kernel": 1, "b": 3} and tree.unflatten(flat) == nested
+    assert tree.flatten(({"x": 1}, [2])) == {"0/x": 1, "1/0": 2}
+    assert tree.map_with_path(lambda p, x, y: (p, x + y), {"a": 1}, {"a": 2}) == {"a": ("a", 3)}
