@@ -50,6 +50,7 @@ def get_config(arg=""):
         mlp=64 if tiny else 4096,  # ours: a guess, 632M +- 2 %
         patch=1,
         code_width=0,
+        logit_scale=1.0,  # ours
         activation="gelu",  # ours: not in the paper
         remat=not tiny,  # ours
     )

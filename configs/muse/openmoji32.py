@@ -16,7 +16,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "muse"
     c.seed = 0
-    c.steps = 20 if tiny else 2700
+    c.steps = 20 if tiny else 2200
     c.batch_size = 16 if tiny else 32
     c.dtype = "float32"
 
@@ -31,7 +31,7 @@ def get_config(arg=""):
         threads=1,
     )
     c.codec = dict(run="")
-    c.text = dict(max_len=12, width=32 if tiny else 128, depth=1, heads=4)
+    c.text = dict(max_len=17, width=32 if tiny else 128, depth=1, heads=4)
     c.model = dict(
         depth=2,
         width=32 if tiny else 256,
@@ -39,6 +39,7 @@ def get_config(arg=""):
         mlp=64 if tiny else 1024,
         patch=2,
         code_width=16 if tiny else 64,
+        logit_scale=2.0,
         activation="relu2",
         remat=False,
     )

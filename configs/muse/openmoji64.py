@@ -40,6 +40,7 @@ def get_config(arg=""):
         mlp=64 if tiny else 1536,
         patch=2,
         code_width=16 if tiny else 96,
+        logit_scale=2.0,
         activation="relu2",
         remat=False,
     )

@@ -60,16 +60,20 @@ class Embed(nn.Module):
     names: Names = ("vocab", "embed")
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), self.names)
+        shape = (self.num_embeddings, self.features)
+        self.embedding = self.param("embedding", init, shape, jnp.float32)
+
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids int [...] -> [..., features]."""
-        table = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), self.names),
-            (self.num_embeddings, self.features),
-            jnp.float32,
-        )
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x [..., features] -> its product with every row over sqrt(features), [..., rows]."""
+        table = self.embedding.astype(self.dtype) * self.features**-0.5
+        y = x.reshape(-1, self.features).astype(self.dtype) @ table.T
+        return y.reshape(*x.shape[:-1], self.num_embeddings)
 
 
 def round_up(size: int, multiple: int = 128) -> int:

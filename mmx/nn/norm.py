@@ -10,12 +10,13 @@ class RMSNorm(nn.Module):
 
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
+    scale_start: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param(
             "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            nn.with_logical_partitioning(nn.initializers.constant(self.scale_start), ("norm",)),
             (x.shape[-1],),
             jnp.float32,
         )

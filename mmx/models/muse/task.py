@@ -111,6 +111,7 @@ class MuseTask:
             mlp=m.mlp,
             patch=m.patch,
             code_width=m.code_width,
+            logit_scale=m.logit_scale,
             activation=m.activation,
             remat=m.remat,
             dtype=dtype,
