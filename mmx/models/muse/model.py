@@ -85,7 +85,7 @@ class MuseTransformer(nn.Module):
         y = dense(p**2 * Z, ("embed", None), "head")(x_BLD)
         if p > 1:
             y = depth_to_space(y.reshape(B, h // p, h // p, p**2 * Z), p)
-        # Logits start with deviation logit_scale, so the first loss is about ln E + logit_scale^2 / 2.
+        # Logits start with deviation logit_scale: the first loss is about ln E + logit_scale^2 / 2.
         y_BSZ = RMSNorm(self.dtype, scale_start=self.logit_scale, name="head_norm")(
             y.reshape(B, S, Z)
         )
