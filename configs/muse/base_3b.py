@@ -48,7 +48,7 @@ def get_config(arg=""):
         mlp=64 if tiny else 8192,  # table 4
         patch=1,
         code_width=0,
-        logit_scale=1.0,  # ours
+        logit_scale=0.5,  # ours, after the 0.02 * sqrt(768) of arXiv 2202.04200
         activation="gelu",  # ours: not in the paper
         remat=not tiny,  # ours
     )

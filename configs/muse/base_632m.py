@@ -44,13 +44,13 @@ def get_config(arg=""):
         heads=4 if tiny else 12,  # ours
     )
     c.model = dict(
-        depth=2 if tiny else 36,  # ours: a guess, 632M +- 2 %
-        width=32 if tiny else 1024,  # ours: a guess, 632M +- 2 %
-        heads=2 if tiny else 16,  # ours: not in the paper
-        mlp=64 if tiny else 4096,  # ours: a guess, 632M +- 2 %
+        depth=2 if tiny else 24,  # ours: a guess, 632M +- 2 %
+        width=32 if tiny else 1280,  # ours: a guess, 632M +- 2 %
+        heads=2 if tiny else 20,  # ours: not in the paper
+        mlp=64 if tiny else 5120,  # ours: a guess, 632M +- 2 %
         patch=1,
         code_width=0,
-        logit_scale=1.0,  # ours
+        logit_scale=0.5,  # ours, after the 0.02 * sqrt(768) of arXiv 2202.04200
         activation="gelu",  # ours: not in the paper
         remat=not tiny,  # ours
     )

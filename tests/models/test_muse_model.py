@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from mmx.core import rng as rngs
+from mmx.core.config import load_config
 from mmx.models.muse import loss as losses
 from mmx.models.muse.model import MuseTransformer, count_flops
-from mmx.nn.norm import LayerNorm
-from mmx.nn.transformer import ACTIVATIONS
+from mmx.nn.norm import RMSNorm
 from mmx.ops import masking
 
 B, GRID, T, E = 2, 4, 5, 30
@@ -25,37 +25,49 @@ IDS = RNG.integers(0, E + 1, (B, S)).astype(np.int32)
 
 
 @functools.cache
-def make(num_codes=E, head=True, **changes):
-    """(network, parameters, compiled apply). ``head`` moves the zero head, so that inputs show."""
+def make(num_codes=E, **changes):
+    """(network, parameters, compiled apply)."""
     kwargs = dict(depth=2, width=16, heads=2, mlp=32, patch=1, code_width=0) | changes
     net = MuseTransformer(num_codes, GRID, **kwargs)
-    params = nn.unbox(jax.jit(net.init)(jax.random.key(0), IDS % num_codes, TEXT, TEXT_MASK))
-    params = params["params"]
-    if head:
-        kernel = RNG.normal(size=params["logits"]["kernel"].shape) / 4
-        params = {**params, "logits": {**params["logits"], "kernel": jnp.float32(kernel)}}
-    return net, params, jax.jit(lambda p, *args: net.apply({"params": p}, *args))
+    variables = jax.jit(net.init)(jax.random.key(0), IDS % num_codes, TEXT, TEXT_MASK)
+    return net, nn.unbox(variables)["params"], jax.jit(lambda p, *a: net.apply({"params": p}, *a))
 
 
 @pytest.mark.parametrize("num_codes", [1000, 8192])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_first_loss_is_log_of_the_codebook(num_codes, smoothing):
-    _, params, apply = make(num_codes, head=False, depth=1)
     codes = RNG.integers(0, num_codes, (B, S))
-    hidden = np.ones((B, S), bool)
-    loss, _ = losses.masked_loss(
-        lambda ids, mask: apply(params, ids, TEXT, mask),
-        codes, np.full((B, S), num_codes, np.int32), hidden, TEXT_MASK, smoothing, "row",
-    )  # fmt: skip
-    assert loss == pytest.approx(np.log(num_codes), rel=0.02)
+
+    def first_loss(logit_scale):
+        _, params, apply = make(num_codes, logit_scale=logit_scale)
+        loss, _ = losses.masked_loss(
+            lambda ids, mask: apply(params, ids, TEXT, mask),
+            codes, np.full((B, S), num_codes, np.int32), np.ones((B, S), bool), TEXT_MASK,
+            smoothing, "row",
+        )  # fmt: skip
+        return float(loss)
+
+    assert first_loss(0.1) == pytest.approx(np.log(num_codes), rel=0.02)
+    assert first_loss(2.0) == pytest.approx(np.log(num_codes) + 2.0, abs=1.0)
+
+
+def test_the_papers_configs_start_there_too():
+    for name in ("muse/base_3b", "muse/base_632m"):
+        assert load_config(name).model.logit_scale ** 2 / 2 < 0.02 * np.log(8192)
 
 
 def test_logits_cover_the_codes_and_nothing_else():
     _, params, apply = make()
     logits = apply(params, IDS, TEXT, TEXT_MASK)
     assert (logits.shape, logits.dtype) == ((B, S, E), jnp.float32)
-    assert params["logits"]["kernel"].shape == (16, 128)  # padded so that it divides
-    assert params["codes"]["embedding"].shape[0] >= E + 1  # the mask id has a row
+    # Tables are padded so that they divide; the mask id has a row.
+    assert params["codes"]["embedding"].shape == (128, 16)
+    assert params["logits_bias"].shape == (128,)
+    # Tied: a code's row moves its own logit, everywhere; the padding's moves none.
+    for row, change in ((7, 1.0), (100, 0.0)):
+        bias = params["logits_bias"].at[row].add(1.0)
+        moved = np.abs(apply({**params, "logits_bias": bias}, IDS, TEXT, TEXT_MASK) - logits)
+        assert moved.sum() == pytest.approx(B * S * change, abs=1e-3)
 
 
 def test_hiding_replaces_exactly_the_hidden_codes():
@@ -82,7 +94,8 @@ def test_all_hidden_says_nothing_of_the_codes():
 def test_codes_of_pure_chance_cannot_be_learned(patch):
     """Codes drawn anew each step: a loss under ln E would mean that hidden ids leak in."""
     num_codes, batch = 8, 32
-    net, params, _ = make(num_codes, patch=patch, code_width=8 if patch > 1 else 0, depth=1)
+    width = 8 if patch > 1 else 0
+    net, params, _ = make(num_codes, patch=patch, code_width=width, depth=1, logit_scale=0.1)
     tx = optax.adam(1e-2)
     text, mask = np.zeros((batch, T, 6), np.float32), np.zeros((batch, T), bool)
 
@@ -115,9 +128,7 @@ def test_without_positions_it_is_permutation_equivariant_and_with_them_not():
     blind = {k: 0 * v if k.startswith("position") else v for k, v in params.items()}
     a, b = (apply(blind, ids, TEXT, TEXT_MASK) for ids in (IDS, IDS[:, order]))
     np.testing.assert_allclose(a[:, order], b, atol=1e-5)
-    # Positions start small; at their trained size the order shows clearly.
-    seen = {k: 25 * v if k.startswith("position") else v for k, v in params.items()}
-    a, b = (apply(seen, ids, TEXT, TEXT_MASK) for ids in (IDS, IDS[:, order]))
+    a, b = (apply(params, ids, TEXT, TEXT_MASK) for ids in (IDS, IDS[:, order]))
     assert np.abs(a[:, order] - b).max() > 0.05
 
 
@@ -160,7 +171,7 @@ def test_each_code_enters_and_leaves_at_its_own_place(patch):
     def run(params):
         return net.apply(
             {"params": params}, IDS, TEXT, TEXT_MASK,
-            capture_intermediates=lambda module, _: module.name in ("trunk", "head_in", "patch_in"),
+            capture_intermediates=lambda module, _: module.name in ("trunk", "head", "patch_in"),
         )  # fmt: skip
 
     logits, captured = run(params)
@@ -175,14 +186,14 @@ def test_each_code_enters_and_leaves_at_its_own_place(patch):
                 expected[:, i, j] = vector @ params["patch_in"]["kernel"]
         np.testing.assert_allclose(inner["patch_in"], expected, atol=1e-5)
     assert inner["trunk"].shape == (B, side**2, 16)
-    y_BLZ = inner["head_in"]
+    y_BLZ = inner["head"]
     for row in range(GRID):
         for column in range(GRID):
             at = (row // patch) * side + column // patch
             part = (row % patch) * patch + column % patch
-            y = ACTIVATIONS["gelu"](y_BLZ[:, at, part * Z : (part + 1) * Z])
-            y = LayerNorm().apply({"params": params["head_norm"]}, y)
-            expected = (y @ params["logits"]["kernel"] + params["logits"]["bias"])[:, :E]
+            y = y_BLZ[:, at, part * Z : (part + 1) * Z]
+            y = RMSNorm().apply({"params": params["head_norm"]}, y)
+            expected = y @ params["codes"]["embedding"][:E].T / Z**0.5 + params["logits_bias"][:E]
             np.testing.assert_allclose(logits[:, row * GRID + column], expected, atol=1e-5)
 
 

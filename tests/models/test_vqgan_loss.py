@@ -94,8 +94,8 @@ def test_the_discriminators_terms_do_not_move_the_generator(players, term, value
 
 
 def test_neither_sees_the_other_before_the_start(players):
-    g_alone, no_d, _, _ = players(4, adversarial=0.0)
-    assert no_d is None
+    g_alone, d_alone, _, _ = players(4, adversarial=0.0)
+    assert size(d_alone) == 0
     g, d, _, after = players(4)
     assert_same(g, g_alone)
     assert size(d) == 0
