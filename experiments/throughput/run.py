@@ -26,6 +26,7 @@ class Worker:
         python = sys.executable if side == "mmx" else args.torch_python
         command = [python, str(HERE / "worker.py"), f"--side={side}", f"--dtype={args.dtype}"]
         command += [f"--device={args.device}", f"--activation={args.activation}"]
+        command += ["--tiny"] * args.tiny
         env = dict(os.environ)
         if side == "mmx":
             env["PYTHONPATH"] = f"{HERE.parents[1]}{os.pathsep}{env.get('PYTHONPATH', '')}"
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--activation", default="gelu", help="of mmx; gelu or relu2")
     parser.add_argument("--sides", default="mmx,eager,compile")
     parser.add_argument("--what", default="train,sample")
+    parser.add_argument("--tiny", action="store_true", help="a small model: does it all run?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has torch")
     args = parser.parse_args()

@@ -8,6 +8,7 @@ import types
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_PROC_BIND", "spread")
 os.environ.setdefault("OMP_PLACES", "threads")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from shape import SHAPE

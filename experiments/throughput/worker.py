@@ -10,6 +10,8 @@ import os
 import sys
 import time
 
+from shape import SHAPE, TINY
+
 
 def load_side(args):
     """The class of a side, made with the arguments; its libraries are imported only here."""
@@ -41,8 +43,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--activation", required=True)
+    parser.add_argument("--tiny", action="store_true")
     out, sys.stdout = sys.stdout, sys.stderr  # only answers on stdout
-    side = load_side(parser.parse_args())
+    args = parser.parse_args()
+    if args.tiny:
+        vars(SHAPE).update(TINY)
+    side = load_side(args)
     for line in sys.stdin:
         command, *rest = line.split()
         answer = side.about() if command == "about" else measure(side, rest[0], int(rest[1]))
