@@ -8,7 +8,7 @@ from PIL import Image
 def test_openmoji_again_is_instant_and_says_so(mmx, data_dir):
     done = mmx("prepare", "openmoji", "--data_dir", data_dir)
     assert "tfds:openmoji/32: already prepared in" in done.stdout
-    assert "train 3061, test 350, heldout_composition 157" in done.stdout
+    assert "train 1718, train_toned 1343, test 350, heldout_composition 157" in done.stdout
     assert "OpenMoji, CC BY-SA 4.0" in done.stdout
 
 
