@@ -64,7 +64,8 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
         state = restored[1].replace(bad_step=jax.device_put(jnp.int32(-1), replicated(mesh)))
     else:
         init = make_init(task, tx, averages)
-        state = jit_sharded(init, mesh, out_shardings=shardings)(key)
+        # Not under the mesh: the one row that a layer sees here need not divide over the devices.
+        state = jax.jit(init, out_shardings=shardings)(key)
         if init_from:
             state = init_from_run(state, *parse_run(init_from))
     start = int(state.step)
