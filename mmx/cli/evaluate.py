@@ -87,13 +87,13 @@ def _plain(value) -> dict:
 
 
 def _text_to_image(opened, seed: int) -> tuple[dict, str]:
-    import jax
     import numpy as np
 
     from mmx.core.progress import Progress
     from mmx.eval import text_to_image
     from mmx.eval.grid import draw_grid
-    from mmx.train.sharding import jit_sharded, replicated
+    from mmx.models.rows import fill_rows
+    from mmx.train.sharding import jit_sharded
 
     task, mesh = opened.task, opened.mesh
     options = opened.options()
@@ -106,7 +106,7 @@ def _text_to_image(opened, seed: int) -> tuple[dict, str]:
         for start in range(0, len(array), size):
             part = array[start : start + size]
             full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            out = fn(codec, jax.device_put(full, replicated(mesh)))
+            out = fn(codec, fill_rows(full, mesh)[0])
             parts.append(np.asarray(out)[: len(part)])
         return np.concatenate(parts)
 
@@ -145,27 +145,24 @@ def _text_to_image(opened, seed: int) -> tuple[dict, str]:
 
 def _tokenizer(opened, seed: int) -> tuple[dict, str]:
     """PSNR and codebook use of each split, and held-out images beside what is left of them."""
-    import jax
     import numpy as np
 
     from mmx.data.image import fit
     from mmx.data.source import open_source
     from mmx.eval.grid import Section, draw_grid
     from mmx.models.vqgan.task import Reconstruction
-    from mmx.train.sharding import replicated
 
     data = opened.config.data
     held_out = opened.config.eval.splits[-1]
     scores = {}
-    for split in dict.fromkeys((data.split, *opened.config.eval.splits)):
+    for split in dict.fromkeys((*_trained(data.split), *opened.config.eval.splits)):
         evaluator = Reconstruction(opened.task, opened.mesh, split, limit=None)
         scores |= evaluator.scores(opened.params, opened.extra)
     source = open_source(data.source, held_out, data.data_dir)
     chosen = np.random.default_rng(seed).permutation(len(source))[:24]
     image_u8 = np.stack([fit(source[int(i)]["image"], data.image_size) for i in chosen])
     captions = [source[int(i)]["text"] for i in chosen]
-    on_device = jax.device_put(image_u8, replicated(opened.mesh))
-    recon, _ = opened.task.reconstruct(opened.mesh)(opened.params, opened.extra, on_device)
+    recon, _ = opened.task.reconstruct(opened.mesh)(opened.params, opened.extra, image_u8)
     sections = []
     for start in range(0, len(chosen), 8):
         row = slice(start, start + 8)
@@ -198,22 +195,28 @@ def _save(opened, picture, seed: int, info: dict) -> str:
 def _splits(data) -> tuple[dict, str]:
     """(split -> examples at the run's image size, attribution); what was trained on is "train"."""
     from mmx.data.image import fit
-    from mmx.data.source import open_source, split_parts
+    from mmx.data.source import open_source
 
-    def examples(split):
+    trained = _trained(data.split)
+    wanted = {"train": "+".join(trained)}
+    info = open_source(data.source, data.split, data.data_dir).info
+    seen = {name.partition("[")[0] for name in trained}
+    wanted |= {split: split for split in info.splits if split not in seen}
+    splits = {}
+    for name, split in wanted.items():
         source = open_source(data.source, split, data.data_dir)
-        return [
+        splits[name] = [
             example | {"image": fit(example["image"], data.image_size)}
             for example in (source[i] for i in range(min(len(source), _MAX_EXAMPLES)))
         ]
-
-    info = open_source(data.source, data.split, data.data_dir).info
-    trained = [name for name, _ in split_parts(data.split)]
-    splits = {"train": [example for name in trained for example in examples(name)]}
-    for split in info.splits:
-        if split not in {name.partition("[")[0] for name in trained}:
-            splits[split] = examples(split)
     return splits, info.attribution
+
+
+def _trained(split: str) -> list[str]:
+    """The splits that training joins, each once: ``"a*4+b"`` -> ["a", "b"]."""
+    from mmx.data.source import split_parts
+
+    return list(dict.fromkeys(name for name, _ in split_parts(split)))
 
 
 def _report(run_dir, record) -> None:

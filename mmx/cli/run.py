@@ -91,15 +91,14 @@ class Run:
     ) -> Iterator[dict]:
         """:meth:`draw` in batches of one compiled shape, each as soon as it is done."""
         batch = self.task.prompts(prompts, negative, first_index)
-        whole = replicated(self.mesh)
-        key = jax.device_put(rngs.base_key(seed), whole)
+        key = jax.device_put(rngs.base_key(seed), replicated(self.mesh))
         sampler = self.task.sampler(self.mesh, options)
         size = min(batch_size, len(prompts))
         for start in range(0, len(prompts), size):
             part = {k: v[start : start + size] for k, v in batch.items()}
             real = len(part["index"])
             part = {k: _pad(v, size) for k, v in part.items()}
-            out = sampler(self.params, self.extra, self.frozen, jax.device_put(part, whole), key)
+            out = sampler(self.params, self.extra, self.frozen, part, key)
             out = jax.tree.map(np.asarray, out)
             out["trace"] = out["trace"].swapaxes(0, 1)
             yield jax.tree.map(lambda x, real=real: x[:real], out)

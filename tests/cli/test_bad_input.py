@@ -35,7 +35,7 @@ MUSE = ("train", "--config", "muse/openmoji32:tiny")
         (["sample", "RUN", "red heart", "--seed", str(2**32)], "from 0 to 2**32 - 1"),
         (["sample", "RUN", ""], "prompt '' is empty"),
         (["sample", "RUN", "  "], "prompt '  ' is empty"),
-        (["sample", "RUN", "red " * 40], "is too long: 40 tokens, at most 11 fit"),
+        (["sample", "RUN", "red " * 40], "is too long: 40 tokens, at most "),
         (["sample", "RUN", "red", "--negative", "red " * 40], "--negative: prompt 'red red"),
         (["sample", "RUN@15", "red heart"], "no checkpoint of step 15; there are [10, 20]"),
         (["sample", "RUN@last", "red heart"], "after @ comes a step, a whole number; not 'last'"),
@@ -144,10 +144,11 @@ def test_refused_start_leaves_no_run(refused, tmp_path, hollow):
 
 def test_another_config_in_a_workdir(hollow, capsys):
     run = hollow("tokens", TOKENIZER[2])
+    lr = RunDir(run).config().optim.lr
     argv = [*TOKENIZER, "--workdir", str(run), "--config.optim.lr=0.5", "--config.steps=30"]
     assert main(argv) == 2
     captured = capsys.readouterr().err
-    assert "another config" in captured and "optim.lr: 0.002 -> 0.5" in captured
+    assert "another config" in captured and f"optim.lr: {lr!r} -> 0.5" in captured
     assert "steps" not in captured.replace("warmup_steps", "")
 
 

@@ -57,9 +57,10 @@ def test_each_type():
         (["--config.optim.lrr=1"], "--config.optim.lrr: the config has no such field. Did you mean "
          "--config.optim.lr?"),
         (["--config.lr=1"], "Did you mean --config.optim.lr?"),
+        (["--config.data.lr=1"], "Did you mean --config.optim.lr?"),
         (["--config.zzz=1"], "no such field. --print_config lists them"),
         (["--config.optim=1"], "--config.optim is a group; name one of its fields: optim.accum"),
-        (["--config.optim.lr=fast"], "--config.optim.lr=fast: give a number such as 0.002"),
+        (["--config.optim.lr=fast"], "--config.optim.lr=fast: give a number such as 0."),
         (["--config.steps=1.5"], "--config.steps=1.5: give a whole number such as 20"),
         (["--config.data.flip=maybe"], "flip=maybe: give true or false such as False"),
         (["--config.eval.splits=(5,)"], "--config.eval.splits=(5,): give a tuple such as "
@@ -99,6 +100,8 @@ def test_config_by_path_outside_the_repository(tmp_path, monkeypatch):
         ("x = 1\ndef get_config(arg=''):\n  retur 1\n", "my config.py, line 3: invalid syntax"),
         ("\ndef get_config(arg=''):\n    return nothing\n", "line 3: NameError: name 'nothing'"),
         ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("import json\ndef get_config(arg=''):\n    return json.loads('{')\n",
+         "line 3: JSONDecodeError"),
         ("x = 1\n", "has no get_config"),
         ("def get_config(arg=''):\n    return 5\n", "get_config returns int, not a ConfigDict"),
         ("import ml_collections as m\nget_config = lambda a: m.ConfigDict({'family': 'x'})",

@@ -1,0 +1,133 @@
+"""``mmx evaluate`` and ``mmx train`` from end to end, on tiny runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmx.cli.main import main
+from mmx.core.run_dir import RunDir
+from mmx.eval.png import read_metadata
+
+
+def copy(run: Path, where: Path) -> Path:
+    shutil.copytree(run, where)
+    return where
+
+
+def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
+    run = copy(muse_run, tmp_path / "my run; 'a'")
+    assert main(["evaluate", str(run)]) == 0
+    captured = capsys.readouterr()
+    picture = run / "samples" / "evaluate-step20-seed0.png"
+    out = captured.out
+    assert f"\nscores:      {run}/metrics.json\n" in out
+    assert f"\npicture:     {picture}\n" in out
+    # Quoted for a shell.
+    assert out.endswith(f"TensorBoard: tensorboard --logdir '{tmp_path}/my run; '\"'\"'a'\"'\"''\n")
+    assert "training_caption_recall/r1" in out and "held_out/" in out
+    assert "draw 256/256" in captured.err
+    scores = json.loads((run / "metrics.json").read_text())["scores"]
+    recall = scores["training_caption_recall/r1"]
+    assert recall["low"] <= recall["value"] <= recall["high"]
+    record = read_metadata(picture)
+    assert record["step"] == 20 and record["seed"] == 0 and record["run"] == str(run)
+    assert (
+        record["settings"] == RunDir(run).config().sample.to_dict()
+        and "CC BY-SA" in record["attribution"]
+    )
+    assert len(record["prompts"]) >= 64
+
+    def anew(*args, **kwargs):
+        raise KeyboardInterrupt  # leaves main with 130
+
+    monkeypatch.setattr("mmx.cli.run.load_run", anew)
+    assert main(["evaluate", str(run)]) == 0
+    again = capsys.readouterr()
+    assert again.out == out and again.err == ""
+    # Whatever differs is scored anew: the seed, the step, a picture that is gone, a new checkpoint.
+    assert main(["evaluate", str(run), "--seed", "1"]) == 130
+    assert main(["evaluate", f"{run}@10"]) == 130
+    picture.rename(tmp_path / "aside.png")
+    assert main(["evaluate", str(run)]) == 130
+    (tmp_path / "aside.png").rename(picture)
+    assert main(["evaluate", str(run)]) == 0
+    shutil.copytree(run / "checkpoints" / "20", run / "checkpoints" / "30")
+    assert main(["evaluate", str(run)]) == 130
+    shutil.rmtree(run / "checkpoints" / "30")
+    (run / "metrics.json").write_text("{")
+    assert main(["evaluate", str(run)]) == 130
+
+
+def test_evaluate_a_tokenizer(vqgan_run, data_dir, tmp_path, capsys):
+    run = copy(vqgan_run, tmp_path / "run")
+    # The data moved since: --data_dir says where it is, for every split.
+    config = run / "config.json"
+    config.write_text(config.read_text().replace(str(data_dir), "/gone"))
+    assert main(["evaluate", str(run)]) == 2
+    assert "--data_dir" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--data_dir", str(data_dir)]) == 0
+    out = capsys.readouterr().out
+    for split in ("train", "train_toned", "test"):
+        assert f"{split}/psnr" in out and f"{split}/codebook_use" in out
+    picture = run / "samples" / "evaluate-step20-seed0.png"
+    assert f"picture:     {picture}\n" in out
+    assert len(read_metadata(picture)["prompts"]) == 24
+
+
+@pytest.fixture
+def damaged(vqgan_run, tmp_path):
+    run = copy(vqgan_run, tmp_path / "run")
+    for path in (run / "checkpoints" / "20" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-8])
+    return run
+
+
+def test_evaluate_refuses_a_truncated_checkpoint(damaged, capsys):
+    assert main(["evaluate", str(damaged)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "checkpoints/20: this checkpoint cannot be read" in err
+    assert not (damaged / "metrics.json").exists()
+
+
+def test_train_end_to_end(data_dir, tmp_path, capsys):
+    """Odd paths, a config outside the repository, short lines in the log, the result on stdout."""
+    source = Path(__file__).resolve().parents[2] / "configs" / "vqgan" / "openmoji32.py"
+    config = tmp_path / "it's my: config.py"
+    shutil.copy(source, config)
+    run = tmp_path / "run $(x) 'ü'"
+    argv = ["train", "--config", f"{config}:tiny", "--workdir", str(run),
+            "--config.data.data_dir", str(data_dir),
+            "--config.steps=4", "--config.log_every=2"]  # fmt: skip
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{run}: trained to step 4\n"
+    lines = [line for line in captured.err.splitlines() if line.startswith("train vqgan")]
+    assert [line.split()[2] for line in lines] == ["2/4", "4/4"]
+    assert all("loss/total" in line and "psnr" in line and len(line) < 100 for line in lines)
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"{run}: all 4 steps are done\n"
+
+
+def test_refused_by_the_model_leaves_the_workdir_as_it_was(data_dir, tmp_path, capsys):
+    """An image size is known to fit only once the model is made; nothing may be left of it."""
+    (tmp_path / "empty").mkdir()
+    for run in (tmp_path / "new", tmp_path / "empty"):
+        argv = ["train", "--config", "vqgan/openmoji32:tiny", "--workdir", str(run),
+                f"--config.data.data_dir={data_dir}", "--config.data.image_size=33"]  # fmt: skip
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "config.data.image_size=33" in err and "use 32" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_failed_training_exits_with_1(data_dir, tmp_path, capsys):
+    argv = ["train", "--config", "vqgan/openmoji32:tiny", "--workdir", str(tmp_path / "run"),
+            f"--config.data.data_dir={data_dir}",
+            "--config.optim.lr=nan", "--config.steps=4"]  # fmt: skip
+    assert main(argv) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.splitlines()[-1].startswith("mmx: error: step ")
