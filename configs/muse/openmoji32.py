@@ -16,7 +16,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "muse"
     c.seed = 0
-    c.steps = 20 if tiny else 2200
+    c.steps = 20 if tiny else 2900
     c.batch_size = 16 if tiny else 32
     c.dtype = "float32"
 
