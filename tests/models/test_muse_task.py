@@ -285,26 +285,31 @@ def test_prompts_are_checked(task):
 
 
 def test_validation_is_deterministic_has_fixed_masks_and_buckets(build, monkeypatch):
-    task = build.muse(changes={"batch_size": 8, "eval.examples": 21})
     examples = [
         {"image": image, "text": build.captions[i % 8]}
         for i, image in enumerate(build.images(30, 32))
     ]
     monkeypatch.setattr(muse_task, "open_source", lambda *args: examples)
     mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
-    (evaluator,) = task.evaluators(mesh)
-    params, _ = build.params(task)
-    codes = params["model"]["codes"]
-    codes["embedding"] = 0 * codes["embedding"]
-    frozen = task.load_frozen(mesh)
-    first, second = (dict(evaluator.run(params, {}, frozen)) for _ in range(2))
+
+    def score(batch_size, params):
+        task = build.muse(changes={"batch_size": batch_size, "eval.examples": 21})
+        (evaluator,) = task.evaluators(mesh)
+        frozen = task.load_frozen(mesh)
+        return task, frozen, [dict(evaluator.run(p, {}, frozen)) for p in params]
+
+    params, _ = build.params(build.muse())
+    codes = {"embedding": 0 * params["model"]["codes"]["embedding"]}
+    even = {**params, "model": {**params["model"], "codes": codes}}
+    task, frozen, (first, second, zero) = score(8, (params, params, even))
     assert first == second
-    buckets = {k: v for k, v in first.items() if "mask" in k}
-    assert set(buckets) <= {f"test/loss_mask_{r}_{r + 25}" for r in (0, 25, 50, 75)}
+    # Whatever the batch, of each example once and with the same masks: 21 are 8 + 8 + 5, 16 + 5.
+    _, _, (other,) = score(16, (params,))
+    assert other == pytest.approx(first, rel=1e-4)
+    buckets = {k for k in first if "mask" in k}
+    assert buckets <= {f"test/loss_mask_{r}_{r + 25}" for r in (0, 25, 50, 75)}
     assert "test/loss_mask_75_100" in buckets and len(buckets) >= 2
-    # With all logits at zero, every loss is ln E, whichever rows the last batch repeats.
-    for value in first.values():
-        assert value == pytest.approx(np.log(task.mask_id), rel=1e-5)
+    assert set(zero.values()) == {pytest.approx(np.log(task.mask_id), rel=1e-5)}
 
     picture = task.preview(params, {}, frozen, mesh)["samples"]
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.shape[1] >= 8 * 32
