@@ -39,7 +39,8 @@ class Counting:
 
     def __getitem__(self, index):
         self.reads.append(index)
-        time.sleep(self.delay)
+        if self.delay:
+            time.sleep(self.delay)
         return {"id": index, "image": np.full((4, 4, 3), index % 256, np.uint8)}
 
     def __repr__(self):
@@ -221,11 +222,11 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmx.data.pipeline import Stream, batches, eval_batches
-reads = []
 class Source:
+    def __init__(self): self.reads = []
     def __len__(self): return 21
     def __getitem__(self, i):
-        reads.append(i)
+        self.reads.append(i)
         return i
 def transform(i, rng):
     return {"id": np.int32(i), "draw": rng.integers(0, 2**31, dtype=np.int32)}
@@ -244,11 +245,11 @@ for name, mesh, axes in (
     ]
     with eval_batches(Source(), transform, 8, sharding) as made:
         out[name + " eval"] = sum(1 for _ in made)
-del reads[:]
+counted = Source()
 sharding = NamedSharding(Mesh(devices, ("data",)), PartitionSpec("data"))
-with eval_batches(Source(), transform, 8, sharding, limit=8) as made:
+with eval_batches(counted, transform, 8, sharding, limit=8) as made:
     list(made)
-out["reads"] = reads
+out["reads"] = counted.reads
 print(json.dumps(out))
 """
 
