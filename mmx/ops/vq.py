@@ -148,7 +148,7 @@ def vq(
 
 def vq_decode(codes: jax.Array, codebook_EZ: jax.Array, *, normalize: bool = True) -> jax.Array:
     """float32 [..., Z]: the vectors of int codes [...], as `vq` returned them in z_q."""
-    codebook_EZ = codebook_EZ.astype(jnp.float32)
+    codebook_EZ = jnp.asarray(codebook_EZ, jnp.float32)  # of the host too: codes may be traced
     return (l2_normalize(codebook_EZ) if normalize else codebook_EZ)[codes]
 
 

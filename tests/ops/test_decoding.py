@@ -186,6 +186,15 @@ def test_one_step_as_many_as_tokens_and_more(steps):
         assert (got[:, 0] > 0).all()
 
 
+def test_at_least_one_token_stays_hidden_while_more_than_one_is_left(monkeypatch):
+    """The lower clamp, which only a curve that falls below one token early can show."""
+    monkeypatch.setitem(schedules.HIDDEN_SHARE, "steep", lambda x: (1 - x) ** 4)
+    ids = holes([64])
+    _, trace = run(ids, constant(), 6, schedule="steep")
+    # 64 (1/3)^4 is 0.8: without the clamp the fourth step would reveal all of the last four.
+    np.testing.assert_array_equal(revealed(ids, trace)[:, 0], [34, 18, 8, 3, 1, 0])
+
+
 # ------------------------------------------------------------------ commitment
 
 

@@ -236,6 +236,27 @@ def test_k_means_finds_the_clusters():
     np.testing.assert_allclose(one.codebook_EZ[0], z.reshape(-1, 3).mean(0), rtol=1e-4)
 
 
+def white_pages():
+    """900 latents of one colour but for a little noise, 100 of others."""
+    return np.concatenate([1e-3 * normal(900, 3), 5 + normal(100, 3, seed=1)])
+
+
+def test_k_means_does_not_name_one_colour_many_times():
+    state = k_means(jax.random.key(0), white_pages(), 20, normalize=False)
+    near_white = np.linalg.norm(state.codebook_EZ, axis=-1) < 0.1
+    assert 1 <= near_white.sum() <= 2  # 18 of 20 were the seeds drawn evenly
+
+
+def test_restarts_go_where_the_error_is():
+    codebook = jnp.zeros((20, 3)).at[1:].set(50.0)
+    state = vq.VQState(codebook, jnp.zeros(20).at[0].set(900.0), codebook)
+    new, dead = restart_dead(
+        state, white_pages(), jax.random.key(0), threshold=1.0, normalize=False
+    )
+    assert int(dead) == 19
+    assert (np.linalg.norm(new.codebook_EZ[1:], axis=-1) > 1).all()
+
+
 def test_spherical_k_means_gives_unit_codes():
     state = k_means(jax.random.key(0), normal(200, 4), 16)
     np.testing.assert_allclose(jnp.linalg.norm(state.codebook_EZ, axis=-1), 1, rtol=1e-5)
