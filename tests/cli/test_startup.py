@@ -78,11 +78,12 @@ def test_each_help_has_examples(verb, capsys):
         assert {"0", "1", "2", "75"} <= set(re.findall(r"\d+", text[text.index("xit codes:") :]))
 
 
-def test_reader_that_goes_away_is_no_error():
-    # As `mmx configs | head -0`: the pipe has no reader when the command writes.
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_goes_away_is_no_error(unbuffered):
+    # As `mmx configs | head -0`: the pipe has no reader when the command writes, or when it ends.
     read, write = os.pipe()
     os.close(read)
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": unbuffered}
     command = [sys.executable, "-m", "mmx.cli.main", "configs"]
     done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
