@@ -2,7 +2,7 @@
 
     mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
 
-About five minutes on two cores. Everything here is ours: no paper trains at this size.
+About six minutes on two busy cores: training caption recall R@1 0.75. Everything here is ours: no paper trains at this size.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "muse"
     c.seed = 0
-    c.steps = 20 if tiny else 2900
+    c.steps = 20 if tiny else 2200
     c.batch_size = 16 if tiny else 32
     c.dtype = "float32"
 
