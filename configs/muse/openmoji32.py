@@ -2,7 +2,8 @@
 
     mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
 
-About six minutes on two busy cores: training caption recall R@1 0.75. Everything here is ours: no paper trains at this size.
+About six minutes on two busy cores: training caption recall R@1 0.75. Everything here is ours: no
+paper trains at this size.
 """
 
 from ml_collections import ConfigDict
