@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +128,11 @@ class Checkpoints:
         if others == self.steps():
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {others}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "sharding info not provided": meant so
-                args = ocp.args.Composite(model=ocp.args.StandardRestore())
-                model = self.manager.restore(step, args=args)["model"]
-            return jax.tree.map(np.asarray, model)
+            saved = self.manager.item_metadata(step)["model"]
+            # Asked for on the host: else Orbax wants the devices that it was saved from.
+            host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(saved))
+            args = ocp.args.Composite(model=ocp.args.StandardRestore(host))
+            return self.manager.restore(step, args=args)["model"]
         except Exception as error:
             instead = f"name another as RUN@STEP: {others}" if others else "there is no other"
             raise UserError(

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmx.core.errors import UserError
 from mmx.data import pipeline
 from mmx.data.pipeline import Stream, batches, eval_batches
+
 from mmx.data.pipeline import local_part, local_rows, put_batch, rows_of  # isort: skip
 
 ENV = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}

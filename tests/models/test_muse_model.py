@@ -37,18 +37,19 @@ def make(num_codes=E, **changes):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_first_loss_is_log_of_the_codebook(num_codes, smoothing):
     codes = RNG.integers(0, num_codes, (B, S))
+    _, params, apply = make(num_codes, logit_scale=0.1, depth=1)
 
-    def first_loss(logit_scale):
-        _, params, apply = make(num_codes, logit_scale=logit_scale)
+    def first_loss(louder):
+        norm = {"scale": louder * params["head_norm"]["scale"]}
         loss, _ = losses.masked_loss(
-            lambda ids, mask: apply(params, ids, TEXT, mask),
+            lambda ids, mask: apply({**params, "head_norm": norm}, ids, TEXT, mask),
             codes, np.full((B, S), num_codes, np.int32), np.ones((B, S), bool), TEXT_MASK,
             smoothing, "row",
         )  # fmt: skip
         return float(loss)
 
-    assert first_loss(0.1) == pytest.approx(np.log(num_codes), rel=0.02)
-    assert first_loss(2.0) == pytest.approx(np.log(num_codes) + 2.0, abs=1.0)
+    assert first_loss(1) == pytest.approx(np.log(num_codes), rel=0.02)
+    assert first_loss(20) == pytest.approx(np.log(num_codes) + 2.0, abs=1.0)
 
 
 def test_the_papers_configs_start_there_too():

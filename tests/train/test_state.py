@@ -42,7 +42,7 @@ def close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-@pytest.mark.parametrize("accum", [2, 4, 8])
+@pytest.mark.parametrize("accum", [2, 8])
 def test_accumulated_gradients_are_those_of_the_large_batch(toy_config, accum):
     fields = dict(toy__running=False, optim__warmup_steps=0, optim__b1=0.0, optim__clip_norm=0.1)
     whole, want = updated(toy_config(**fields), steps=3)
