@@ -11,8 +11,9 @@ from mmx.core.run_dir import RunDir
 
 
 @pytest.fixture(autouse=True)
-def environment():
-    """The command sets variables for its own process; the next test must not see them."""
+def environment(monkeypatch):
+    """The command sets its own process up; the next test must not see it, nor run out of memory."""
+    monkeypatch.setattr("mmx.cli.backend._keep_freed_memory", lambda: None)
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -92,8 +92,11 @@ def test_evaluate_refuses_a_truncated_checkpoint(damaged, capsys):
     assert not (damaged / "metrics.json").exists()
 
 
-def test_train_end_to_end(data_dir, tmp_path, capsys):
-    """Odd paths, a config outside the repository, short lines in the log, the result on stdout."""
+def test_train_end_to_end(data_dir, tmp_path, capsys, mmx):
+    """Odd paths, a config outside the repository, short lines in the log, the result on stdout.
+
+    Trained on the eight devices of the tests, then scored by a process that has one.
+    """
     source = Path(__file__).resolve().parents[2] / "configs" / "vqgan" / "openmoji32.py"
     config = tmp_path / "it's my: config.py"
     shutil.copy(source, config)
@@ -109,6 +112,8 @@ def test_train_end_to_end(data_dir, tmp_path, capsys):
     assert all("loss/total" in line and "psnr" in line and len(line) < 100 for line in lines)
     assert main(argv) == 0
     assert capsys.readouterr().out == f"{run}: all 4 steps are done\n"
+    done = mmx("evaluate", run)
+    assert done.stdout.startswith("train/psnr ") and "Traceback" not in done.stderr
 
 
 def test_refused_by_the_model_leaves_the_workdir_as_it_was(data_dir, tmp_path, capsys):
