@@ -32,7 +32,7 @@ def get_config(arg=""):
         threads=1,
     )
     c.codec = dict(run="")
-    c.text = dict(max_len=12, width=32 if tiny else 192, depth=1 if tiny else 2, heads=4)
+    c.text = dict(max_len=17, width=32 if tiny else 192, depth=1 if tiny else 2, heads=4)
     c.model = dict(
         depth=2 if tiny else 8,
         width=32 if tiny else 384,
