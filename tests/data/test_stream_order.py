@@ -8,7 +8,12 @@ import pytest
 from mmx.core.errors import UserError
 from mmx.data.pipeline import Stream
 
-PINNED = {3061: [2240, 2640, 1650, 2181, 2141, 3001], 100: [71, 32, 64, 86, 93, 32]}
+PINNED = {
+    3061: [2240, 2640, 1650, 2181, 2141, 3001],
+    100: [71, 32, 64, 86, 93, 32],
+    1024: [727, 263, 742, 731, 867, 143],
+    1025: [407, 753, 630, 537, 80, 79],
+}
 
 
 def transform(example, rng):
