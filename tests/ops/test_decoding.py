@@ -269,8 +269,8 @@ def test_temperature_zero_takes_the_most_likely_ids_most_confident_first():
         np.testing.assert_array_equal(trace[step, 0] == MASK, np.arange(64) < hidden[step])
 
 
-def test_noise_on_the_confidence_falls_on_a_line(monkeypatch):
-    """Spec P7, in the loop itself: with noise 1 and equal logits the score is the weight - ln V."""
+def scores_of_steps(monkeypatch, steps, **options):
+    """The scores [R, S] that positions were ranked by, in a run over six hidden tokens."""
     scores = []
     own = decoding.top_count
 
@@ -279,12 +279,22 @@ def test_noise_on_the_confidence_falls_on_a_line(monkeypatch):
         return own(score_BS, eligible_BS, count_B)
 
     monkeypatch.setattr(decoding, "top_count", spy)
-    monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: jnp.ones(shape))
-    run(jnp.full((1, 6), MASK), constant(), 5, choice_temperature=4.5)
+    run(jnp.full((1, 6), MASK), constant(), steps, **options)
     jax.effects_barrier()
-    weights = np.stack(scores)[:, 0] + np.log(VOCAB)
+    return np.stack(scores)[:, 0]
+
+
+def test_noise_on_the_confidence_falls_on_a_line(monkeypatch):
+    """Spec P7, in the loop itself: with noise 1 and equal logits the score is the weight - ln V."""
+    monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: jnp.ones(shape))
+    weights = scores_of_steps(monkeypatch, 5, choice_temperature=4.5) + np.log(VOCAB)
     expected = 4.5 * (1 - np.arange(1, 6) / 5)
     np.testing.assert_allclose(weights, np.repeat(expected[:, None], 6, 1), atol=1e-5)
+
+
+def test_every_step_draws_anew(monkeypatch):
+    scores = scores_of_steps(monkeypatch, 5, selection="random")
+    assert len(np.unique(scores)) == scores.size
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
