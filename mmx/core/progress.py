@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-_BAR = 20  # columns of the bar itself
+_BAR = range(5, 21)  # columns that the bar takes: what the words leave, or none
 _REDRAW = 0.05  # seconds: no terminal needs it more often
 
 
@@ -30,7 +30,7 @@ class Progress:
         """Say that ``done`` units are done; ``note`` stays beside the bar until the next one."""
         now = time.monotonic()
         self.done, self.note = done, note or self.note
-        line = self._line(now)
+        line = self._line(now, _columns() - 1 if self.tty else 0)
         # The first unit compiles, opens, warms up: it says nothing about the speed of the others.
         self._first = self._first or (now, done)
         if not self.tty:
@@ -38,7 +38,7 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
         elif note or done == self.total or now - self._drawn > _REDRAW:
             self._drawn = now
-            print(f"\r\033[K{line[: _columns() - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Lines of their own, above the bar."""
@@ -49,16 +49,21 @@ class Progress:
         if self.tty and self._first:
             print(file=sys.stderr)
 
-    def _line(self, now: float) -> str:
+    def _line(self, now: float, columns: int) -> str:
+        """With a bar, cut to ``columns``; without one and whole when that is 0."""
         since, base = self._first or (self.began, self.start)
         fresh = self.done - base
         left = _clock((now - since) / fresh * (self.total - self.done)) if fresh > 0 else "?"
-        bar = ""
-        if self.tty:
-            full = _BAR * self.done // max(self.total, 1)
-            bar = f"[{'#' * full}{'.' * (_BAR - full)}] "
-        text = f"{self.what} {bar}{self.done}/{self.total} eta {left}"
-        return f"{text}  {self.note}" if self.note else text
+        words = f"{self.done}/{self.total} eta {left}"
+        words += f"  {self.note}" if self.note else ""
+        line = f"{self.what} {words}"
+        if not columns:
+            return line
+        size = min(columns - len(line) - len("[] "), _BAR[-1])
+        if size in _BAR:
+            full = size * self.done // max(self.total, 1)
+            line = f"{self.what} [{'#' * full}{'.' * (size - full)}] {words}"
+        return line[:columns]
 
 
 def _columns() -> int:

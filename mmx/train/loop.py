@@ -176,10 +176,11 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
             raise
 
 
-# What a line of the log shows; TensorBoard has everything.
+# What a line of the log shows, by the last word of its name; TensorBoard has everything.
 _SHOWN = ("total", "loss", "accuracy", "psnr", "steps_per_sec")
+_SHORT = {"loss/total": "loss", "speed/steps_per_sec": "steps/s"}
 
 
 def _brief(values: dict) -> str:
     shown = [n for n in sorted(values) if n.rpartition("/")[2] in _SHOWN]
-    return "  ".join(f"{name.removeprefix('speed/')} {float(values[name]):.4g}" for name in shown)
+    return "  ".join(f"{_SHORT.get(name, name)} {float(values[name]):.4g}" for name in shown)

@@ -94,6 +94,19 @@ def test_bar_shows_count_share_and_time_left(terminal, clock):
     assert text.endswith("51/100 eta 1:38  first\r\n")
 
 
+def test_words_come_before_the_bar(terminal, clock):
+    """The bar shrinks, and goes, where the line would not fit otherwise."""
+    for columns, shown in (
+        (80, "train [##########..........] 5/10 eta ?  loss 1.234  psnr 21"),
+        (50, "train [####.....] 5/10 eta ?  loss 1.234  psnr 21"),
+        (45, "train 5/10 eta ?  loss 1.234  psnr 21"),
+    ):
+        read = terminal(columns)
+        bar = Progress(10, "train", start=5)
+        bar.update(5, "loss 1.234  psnr 21")
+        assert frames(read()) == [shown]
+
+
 def test_bar_is_not_redrawn_for_nothing(terminal, clock):
     read = terminal(80)
     bar = Progress(1000, "train")
@@ -131,6 +144,6 @@ def test_training_notes_are_short():
         "psnr": 21.0512,
     }  # fmt: skip
     assert _brief(values) == (
-        "accuracy 0.2536  loss/total 4.684  psnr 21.05  steps_per_sec 13.31  test/loss 3.873"
+        "accuracy 0.2536  loss 4.684  psnr 21.05  steps/s 13.31  test/loss 3.873"
     )
     assert not re.search(r"=|\n", _brief(values))
