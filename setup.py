@@ -32,6 +32,8 @@ setup(
     name="mmx",
     version=VERSION,
     description="Train generative models of images and text with JAX, from a laptop to a TPU pod.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
