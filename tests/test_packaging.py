@@ -32,7 +32,7 @@ def run_python(code: str, **kwargs) -> str:
 def wheel(tmp_path_factory) -> Path:
     """A wheel built from a copy of the sources, without a network."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(REPO / name, source)
     for name in ("mmx", "configs", "tests"):
         shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -87,6 +87,7 @@ def test_metadata(metadata):
     assert (metadata["Name"], metadata["Version"]) == ("mmx", mmx.__version__)
     assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
     assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata.get_payload().strip() == (REPO / "README.md").read_text().strip()
     assert {"demo", "test", "dev", "cuda", "tpu"} == set(metadata.get_all("Provides-Extra"))
 
 
