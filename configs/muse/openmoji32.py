@@ -2,8 +2,8 @@
 
     mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
 
-About six minutes on two busy cores: training caption recall R@1 0.75. Everything here is ours: no
-paper trains at this size.
+About six minutes on two cores: training caption recall R@1 0.91, where the codec alone gives 0.98.
+Everything here is ours: no paper trains at this size.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "muse"
     c.seed = 0
-    c.steps = 20 if tiny else 2200
+    c.steps = 20 if tiny else 2900
     c.batch_size = 16 if tiny else 32
     c.dtype = "float32"
 
