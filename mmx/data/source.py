@@ -27,6 +27,8 @@ LABEL_CAPTION = "a photo of a {label}"
 _TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
 _CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
 _HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
+_ABOUT = ("dataset_info.json", "metadata.json")  # made with what, of which files: no content
+_PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
@@ -50,14 +52,14 @@ class DataInfo:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of what the data set holds: equal for equal builds, wherever they lie.
+        """Hex digest of what the data set holds: equal for equal builds, whenever and wherever.
 
         Files are hashed whole up to 64 MiB together, by name and size only beyond that.
         """
         files = sorted(
             path
             for path in self.directory.iterdir()
-            if path.is_file() and not path.name.startswith(".")
+            if path.is_file() and not path.name.startswith(".") and path.name not in _ABOUT
         )
         whole = sum(path.stat().st_size for path in files) <= _HASH_BYTES
         digest = hashlib.sha256()
@@ -242,9 +244,16 @@ def _find(name: str, root: Path) -> Path:
             f"data.source=tfds:{name}: name one of its configs: "
             + ", ".join(f"tfds:{name}/{config}" for config in configs)
         )
-    raise UserError(
-        f"data.source=tfds:{name}: not prepared in {root}; run: {_command(name)} --data_dir {root}"
-    )
+    if name == _PLACEHOLDER:
+        raise UserError(
+            f"data.source=tfds:{name} stands for data of your own: name it with "
+            f"--config.data.source=tfds:YOURS; to prepare images: mmx prepare folder DIR --name "
+            f"YOURS --data_dir {root}"
+        )
+    run = f"{_command(name)} --data_dir {root}"
+    if "/" not in name and name != "openmoji":
+        run += f"; or, of your own images: mmx prepare folder DIR --name {name} --data_dir {root}"
+    raise UserError(f"data.source=tfds:{name}: not prepared in {root}; run: {run}")
 
 
 def _command(name: str) -> str:

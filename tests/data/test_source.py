@@ -181,12 +181,19 @@ def test_default_data_dir(root, monkeypatch):
         ("tfds:openmoji/64", "mmx prepare openmoji --config 64"),
         ("tfds:mnist", "tfds build mnist --file_format=array_record"),
         ("tfds:caltech/a", "tfds build caltech/a --file_format=array_record"),
+        ("tfds:photos", "mmx prepare folder DIR --name photos --data_dir"),
     ],
 )
 def test_not_prepared_names_the_command(tmp_path, spec, command):
     with pytest.raises(UserError, match="not prepared") as error:
         open_source(spec, "train", tmp_path)
     assert command in str(error.value) and str(tmp_path) in str(error.value)
+    assert ("prepare folder" in str(error.value)) == (spec in ("tfds:mnist", "tfds:photos"))
+
+
+def test_a_placeholder_asks_for_a_name(tmp_path):
+    with pytest.raises(UserError, match=r"tfds:NAME stands for .*=tfds:YOURS; .* folder DIR"):
+        open_source("tfds:NAME", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
