@@ -1,5 +1,6 @@
 """A trained run, opened by its path alone: what ``mmx.load`` returns."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,7 @@ class Run:
 
     def options(self, **changes):
         """The run's sampling options with changes; None leaves the run's own. Raises UserError."""
-        if self.config.family != "muse":
-            self.task.sample(None, None, None, None, None, None)
-        from mmx.models.muse.task import SampleOptions
-
-        return SampleOptions.of(self.config, **changes)
+        return self.task.options(**changes)
 
     def sample(
         self,
@@ -147,10 +144,9 @@ def load_run(spec, step: int | None = None, family: str | None = None) -> Run:
 def _mesh_here(mesh_config) -> dict:
     """The run's mesh if it fits the devices here, else all of them on the data axis."""
     sizes = dict(mesh_config)
-    product = int(np.prod([abs(s) for s in sizes.values()]))
-    if jax.device_count() % product:
-        return {"slice": 1, "data": -1, "fsdp": 1, "tensor": 1}
-    return sizes
+    count, known = jax.device_count(), math.prod(s for s in sizes.values() if s != -1)
+    fits = count % known == 0 if -1 in sizes.values() else count == known
+    return sizes if fits else {"slice": 1, "data": -1, "fsdp": 1, "tensor": 1}
 
 
 def _place(run: RunDir, weights, boxed, mesh):
