@@ -43,16 +43,16 @@ def get_config(arg=""):
         encoder_mid_blocks=1 if tiny else 2,  # MaskGIT; how the paper's 19 blocks split is unknown
         decoder_blocks=1 if tiny else 2,  # sec. 2.2
         decoder_mid_blocks=1 if tiny else 2,  # MaskGIT
-        patch=1,
+        patch=1,  # as the paper: no folding
         norm="group",  # MaskGIT
-        linear_path=False,
+        linear_path=False,  # as the paper
     )
     if flags["fsq"]:
         levels = (4, 4, 4) if tiny else (8, 8, 8, 4, 4)  # 8192 codes; arXiv 2309.15505
-        c.quantizer = dict(kind="fsq", levels=levels)
+        c.quantizer = dict(kind="fsq", levels=levels)  # ours
     elif flags["lfq"]:
         c.quantizer = dict(
-            kind="lfq",
+            kind="lfq",  # ours
             bits=6 if tiny else 13,  # 2^13 = 8192 codes; arXiv 2310.05737
             commitment=0.25,  # arXiv 2409.16211
             entropy=0.02,  # arXiv 2409.16211
@@ -60,18 +60,18 @@ def get_config(arg=""):
         )
     else:
         c.quantizer = dict(
-            kind="vq",
+            kind="vq",  # sec. 2.2
             num_codes=64 if tiny else 8192,  # sec. 2.2
             code_dim=8 if tiny else 32,  # arXiv 2110.04627: low width, unit length
             l2_normalize=True,  # arXiv 2110.04627
             commitment=0.25,  # MaskGIT
             ema=0.99,  # arXiv 1711.00937
-            restart_below=0.1 if tiny else 2.0,  # ours; even use is 8 a batch
+            restart_below=0.1,  # ours: a tenth of even use
             entropy=0.1,  # MaskGIT
             entropy_temperature=0.01,  # MaskGIT
         )
     c.loss = dict(
-        l1=0.0,
+        l1=0.0,  # MaskGIT
         l2=1.0,  # MaskGIT
         perceptual=0.0 if tiny else 0.05,  # table 5
         perceptual_weights="",  # safetensors of torchvision's vgg16: yours to give
@@ -95,7 +95,7 @@ def get_config(arg=""):
         warmup_steps=5 if tiny else 10_000,  # table 5
         clip_norm=1.0,  # ours
         ema=0.999,  # MaskGIT
-        accum=1,
+        accum=1,  # ours
     )
     c.optim_disc = dict(
         name="adamw",  # table 5
@@ -105,8 +105,8 @@ def get_config(arg=""):
         weight_decay=1e-4,  # table 5
         warmup_steps=5 if tiny else 10_000,  # table 5
         clip_norm=1.0,  # ours
-        ema=0.0,
-        accum=1,
+        ema=0.0,  # ours
+        accum=1,  # ours
     )
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
     c.eval = dict(splits=("test",), examples=64 if tiny else 5000)

@@ -48,7 +48,7 @@ def get_config(arg=""):
         l2_normalize=False,
         commitment=0.25,
         ema=0.99,
-        restart_below=0.1,
+        restart_below=0.0125,  # of even use
         entropy=0.0,
         entropy_temperature=0.01,
     )

@@ -30,7 +30,8 @@ class VQState(NamedTuple):
     """A codebook kept by running means.
 
     codebook_EZ: float32 [E, Z], the codes in use.
-    count_E: float32 [E], running mean of how many latents of a batch each code got.
+    count_E: float32 [E], running mean of how many latents of a batch each code got; all 0 in a
+      codebook that has seen no batch.
     sum_EZ: float32 [E, Z], running mean of the sum of those latents.
     """
 
@@ -45,9 +46,9 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 def init_vq(key: jax.Array, num_codes: int, width: int) -> VQState:
-    """A codebook of random directions, unit length on average, each code counted once (ours)."""
+    """A codebook of random directions, unit length on average (ours), that has seen no batch."""
     codebook_EZ = jax.random.normal(key, (num_codes, width)) / width**0.5
-    return VQState(codebook_EZ, jnp.ones(num_codes), codebook_EZ)
+    return VQState(codebook_EZ, jnp.zeros(num_codes), jnp.zeros_like(codebook_EZ))
 
 
 def nearest_codes(z: jax.Array, codebook_EZ: jax.Array) -> jax.Array:
@@ -103,7 +104,6 @@ def vq(
     *,
     normalize: bool = True,
     commitment_weight: float = 0.25,
-    codebook_weight: float = 0.0,
     entropy_weight: float = 0.0,
     entropy_temperature: float = 0.01,
 ) -> Quantized:
@@ -111,11 +111,9 @@ def vq(
 
     Args:
       z: float [..., Z].
-      codebook_EZ: float [E, Z]: `VQState.codebook_EZ`, or a parameter.
+      codebook_EZ: float [E, Z]: `VQState.codebook_EZ`. No gradient reaches it.
       normalize: compare and return unit vectors (cosine distance).
       commitment_weight: of mean (z - sg(e))^2; 0.25 in arXiv 1711.00937 and MaskGIT.
-      codebook_weight: of mean (sg(z) - e)^2. 0 for a codebook kept by `ema_update`: then no
-        gradient reaches it, by any of the losses. 1 where the codebook is a parameter.
       entropy_weight: of `entropy_loss` of -distance^2 / entropy_temperature; 0.1 in MaskGIT. Needs
         an [N, E] array.
       entropy_temperature: 0.01 in MaskGIT.
@@ -124,19 +122,15 @@ def vq(
       Quantized.
     """
     z = z.astype(jnp.float32)
-    codebook_EZ = codebook_EZ.astype(jnp.float32)
-    if codebook_weight == 0:
-        codebook_EZ = jax.lax.stop_gradient(codebook_EZ)
+    codebook_EZ = jax.lax.stop_gradient(codebook_EZ.astype(jnp.float32))
     if normalize:
         z, codebook_EZ = l2_normalize(z), l2_normalize(codebook_EZ)
     codes = jax.lax.stop_gradient(nearest_codes(z, codebook_EZ))
     e = codebook_EZ[codes]
-    commitment = jnp.square(z - jax.lax.stop_gradient(e)).mean()
+    commitment = jnp.square(z - e).mean()
     metrics = usage_metrics(code_histogram(codes, codebook_EZ.shape[0]))
     metrics["commitment"] = commitment
     loss = commitment_weight * commitment
-    if codebook_weight:
-        loss += codebook_weight * jnp.square(jax.lax.stop_gradient(z) - e).mean()
     if entropy_weight:
         z_NZ = z.reshape(-1, z.shape[-1])
         # |z|^2 is the same for all codes and drops out of the softmax.
@@ -196,13 +190,15 @@ def restart_dead(
     the nearest live code (as k-means++ seeds, ours): drawn evenly, pictures on a white page would
     give a dozen codes for white, and the model after this one a dozen names for nothing.
     A restarted code starts with the mean count, or the threshold if that is more, so it has time to
-    win latents (ours). Live codes stay as they are, to the bit.
+    win latents (ours). A latent starts one code at most: of more dead codes than latents, the last
+    wait for the next batch. Live codes stay as they are, to the bit.
 
     Args:
       state: after `ema_update`.
       z: float [..., Z], the latents of the batch.
       key: one key for the batch (codes are shared by all rows).
-      threshold: in latents a batch; a codebook in even use has N / E.
+      threshold: in latents a batch, well below the N / E of a codebook in even use.
+      normalize: distances are those between unit vectors, as `vq(normalize=True)` sees them.
 
     Returns:
       The new state, and the number of codes restarted (int32 scalar).
@@ -214,19 +210,24 @@ def restart_dead(
     if normalize:
         z_NZ = l2_normalize(z_NZ)
     is_dead_E = state.count_E < threshold
-    return _replace(state, z_NZ, key, is_dead_E, is_dead_E, threshold), is_dead_E.sum()
+    restart_E = is_dead_E & (jnp.cumsum(is_dead_E) <= z_NZ.shape[0])
+    return (
+        _replace(state, z_NZ, key, is_dead_E, restart_E, threshold, normalize),
+        restart_E.sum(),
+    )
 
 
-def _replace(state, z_NZ, key, is_dead_E, replace_E, threshold) -> VQState:
+def _replace(state, z_NZ, key, is_dead_E, replace_E, threshold, normalize) -> VQState:
     """The codes `replace_E`, all dead, become latents that are far from every live code."""
+    codebook_EZ = l2_normalize(state.codebook_EZ) if normalize else state.codebook_EZ
     # A dead code is moved out of reach, so that only live ones are near.
-    live_EZ = jnp.where(is_dead_E[:, None], _FAR, state.codebook_EZ)
+    live_EZ = jnp.where(is_dead_E[:, None], _FAR, codebook_EZ)
     error_N = jnp.square(z_NZ - live_EZ[nearest_codes(z_NZ, live_EZ)]).sum(-1)
     # Largest log-weights with Gumbel noise: a weighted draw without repeats (arXiv 1903.06059).
     noise_N = jax.random.gumbel(key, error_N.shape)
     order_N = jnp.argsort(-(jnp.log(error_N + 1e-20) + noise_N))
     nth_E = jnp.maximum(jnp.cumsum(replace_E) - 1, 0)
-    fresh_EZ = z_NZ[order_N[nth_E % z_NZ.shape[0]]]
+    fresh_EZ = z_NZ[order_N[nth_E]]
     fresh_count = jnp.maximum(state.count_E.mean(), threshold)
     codebook_EZ = jnp.where(replace_E[:, None], fresh_EZ, state.codebook_EZ)
     count_E = jnp.where(replace_E, fresh_count, state.count_E)
@@ -251,7 +252,7 @@ def init_from_vectors(
     Args:
       key: one key.
       vectors: float [..., Z].
-      num_codes: E; should be well below the number of vectors.
+      num_codes: E. The codes beyond the number of vectors, or of different ones, start dead.
       num_iters: rounds with all codes; 10 (ours).
       normalize: spherical k-means, for `vq(normalize=True)`.
 
@@ -267,9 +268,10 @@ def init_from_vectors(
 
     def one_round(i, state):
         is_dead_E = state.count_E < 0.5
-        in_turn_E = jnp.cumsum(is_dead_E) <= (~is_dead_E).sum()
+        as_many = jnp.minimum((~is_dead_E).sum(), x_NZ.shape[0])
+        seed_E = is_dead_E & (jnp.cumsum(is_dead_E) <= as_many)
         key_i = jax.random.fold_in(key, i)
-        seeded = _replace(state, x_NZ, key_i, is_dead_E, is_dead_E & in_turn_E, 0.5)
+        seeded = _replace(state, x_NZ, key_i, is_dead_E, seed_E, 0.5, normalize)
         codes_N = nearest_codes(x_NZ, seeded.codebook_EZ)
         count_E = code_histogram(codes_N, num_codes)
         sum_EZ = _sum_by_code(x_NZ, codes_N, num_codes)

@@ -29,7 +29,7 @@ def test_decoding_sends_nothing_between_rows():
         def logits_fn(ids, step):
             return table[ids] + table[jnp.roll(ids, 1, 1)]
 
-        return decoding.decode(logits_fn, ids, keys_B, mask_id=20, num_steps=6, top_k=9)[0]
+        return decoding.decode(logits_fn, ids, keys_B, mask_id=20, num_steps=6)[0]
 
     spread = jax.device_put((ids, keys_B), rows_over_devices())
     compiled = compile_for(decode, *spread)
@@ -49,7 +49,8 @@ def test_nearest_codes_send_nothing_between_rows():
 def test_codebook_is_the_same_on_every_device():
     """Counts and sums are over the whole batch, and all devices restart the same codes."""
     z = np.random.default_rng(0).normal(size=(64, 9, 5)).astype(np.float32)
-    state = vq.init_vq(jax.random.key(0), 300, 5)
+    codebook_EZ = vq.init_vq(jax.random.key(0), 300, 5).codebook_EZ
+    state = vq.VQState(codebook_EZ, jnp.ones(300), codebook_EZ)
 
     def step(state, z, key):
         codes = vq.vq(z, state.codebook_EZ).codes

@@ -87,25 +87,17 @@ def test_encoder_gradient_is_straight_through():
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
-def test_commitment_moves_the_encoder_and_the_codebook_loss_the_codebook():
-    """Spec P21: the two stop-gradients swapped leave the encoder without a gradient."""
+def test_commitment_moves_the_encoder_and_not_the_codebook():
+    """Spec P21: a stop-gradient on the wrong side leaves the encoder without a gradient."""
     z, codebook = normal(30, 4), normal(9, 4, seed=1)
 
-    def loss(z, e, **weights):
-        return vq.vq(z, e, normalize=False, **weights).loss
-
-    def both(z, e, **weights):
-        return grad(lambda z, e: loss(z, e, **weights), (0, 1))(z, e)
+    def loss(z, e):
+        return vq.vq(z, e, normalize=False, commitment_weight=0.25).loss
 
     e = codebook[np.asarray(nearest_codes(z, codebook))]
-    dz, de = both(z, codebook, commitment_weight=0.25)
+    dz, de = grad(loss, (0, 1))(z, codebook)
     np.testing.assert_allclose(dz, 0.5 * (z - e) / z.size, rtol=1e-5, atol=1e-9)
     np.testing.assert_array_equal(de, 0)
-    dz, de = both(z, codebook, commitment_weight=0.0, codebook_weight=1.0)
-    np.testing.assert_array_equal(dz, 0)
-    expected = np.zeros_like(codebook)
-    np.add.at(expected, np.asarray(nearest_codes(z, codebook)), 2 * (e - z) / z.size)
-    np.testing.assert_allclose(de, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -152,7 +144,7 @@ def test_running_means_follow_their_closed_form():
 
 
 def test_a_code_without_latents_stays_finite():
-    state = vq.init_vq(jax.random.key(0), 5, 3)
+    state = vq.VQState(normal(5, 3), jnp.ones(5), normal(5, 3))
     for _ in range(60):
         state = ema_update(state, normal(4, 3), jnp.zeros(4, int), decay=0.01)
     assert np.isfinite(np.asarray(state.codebook_EZ)).all()
@@ -265,4 +257,35 @@ def test_spherical_k_means_gives_unit_codes():
 def test_fresh_codebook_has_unit_length_on_average():
     state = vq.init_vq(jax.random.key(0), 4096, 16)
     np.testing.assert_allclose(np.square(state.codebook_EZ).sum(-1).mean(), 1, rtol=0.02)
-    np.testing.assert_array_equal(state.sum_EZ, state.codebook_EZ * state.count_E[:, None])
+    assert not state.count_E.any() and not state.sum_EZ.any()
+
+
+def test_more_codes_than_latents_come_alive_over_the_batches():
+    """8 latents a batch, 64 codes: each batch starts 8 codes at most, and they have time to win."""
+    state = k_means(jax.random.key(0), normal(8, 4), 64)
+    assert int((state.count_E > 0).sum()) <= 8
+    even_use = 8 / 64
+
+    @jax.jit
+    def step(state, z, key):
+        state = vq.ema_update(state, z, vq.vq(z, state.codebook_EZ).codes)
+        return vq.restart_dead(state, z, key, threshold=0.1 * even_use)
+
+    restarted = []
+    for i in range(300):
+        state, count = step(state, normal(8, 4, seed=i + 1), jax.random.key(i))
+        restarted.append(int(count))
+    assert restarted[0] == 8
+    assert sum(restarted[100:]) < 0.1 * 64 * 200 / 100  # each code less than once in 1,000 batches
+    assert len(np.unique(vq.vq(normal(2000, 4), state.codebook_EZ).codes)) > 50
+
+
+def test_normalised_codes_are_compared_at_unit_length():
+    """A live code whose running mean is short still covers its direction."""
+    x, y = np.eye(2, dtype=np.float32)
+    codebook = jnp.stack([0.1 * x, y])  # as it is, y would be nearer to x than 0.1 x is far
+    state = vq.VQState(codebook, jnp.array([5.0, 0.0]), codebook)
+    z = jnp.stack([x] * 50 + [y])
+    for seed in range(5):
+        new, _ = restart_dead(state, z, jax.random.key(seed), threshold=1.0, normalize=True)
+        np.testing.assert_array_equal(new.codebook_EZ[1], y)

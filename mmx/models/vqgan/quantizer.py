@@ -58,22 +58,23 @@ def quantize_latents(config, state: dict, z: jax.Array) -> Quantized:
     )
 
 
-def update_state(config, state: dict, z, codes, key: jax.Array, step) -> tuple[dict, dict]:
-    """The state after a batch, and metrics. The first batch seeds the codebook by k-means."""
+def update_state(config, state: dict, z, codes, key: jax.Array) -> tuple[dict, dict]:
+    """The state after a batch, and metrics: how many codes were dead and started anew."""
     if config.kind != "vq":
         return state, {}
+    even_use = codes.size / config.num_codes  # latents a code and batch
     moved = vq.ema_update(
         vq.VQState(**state), z, codes, decay=config.ema, normalize=config.l2_normalize
     )
     moved, restarted = vq.restart_dead(
-        moved, z, key, threshold=config.restart_below, normalize=config.l2_normalize
+        moved, z, key, threshold=config.restart_below * even_use, normalize=config.l2_normalize
     )
     metrics = {"codebook/restarted": restarted.astype(jnp.float32)}
     return moved._asdict(), metrics
 
 
-def seed_state(config, state: dict, z, key: jax.Array, step) -> dict:
-    """k-means over the first batch's latents at step 0; later the state as it is."""
+def seed_state(config, state: dict, z, key: jax.Array) -> dict:
+    """k-means over the latents of the first batch a codebook sees; later the state as it is."""
     if config.kind != "vq":
         return state
 
@@ -82,7 +83,7 @@ def seed_state(config, state: dict, z, key: jax.Array, step) -> dict:
             key, jax.lax.stop_gradient(z), config.num_codes, normalize=config.l2_normalize
         )._asdict()
 
-    return jax.lax.cond(step == 0, seeded, lambda: state)
+    return jax.lax.cond((state["count_E"] == 0).all(), seeded, lambda: state)
 
 
 def decode_codes(config, state: dict[str, Any], codes: jax.Array) -> jax.Array:
