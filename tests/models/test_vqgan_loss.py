@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from mmx.core import rng as rngs
+from mmx.models.vqgan.loss import adversarial_loss
 from mmx.ops.losses import hinge_g, non_saturating_g
 
 TINY = {
@@ -120,6 +122,19 @@ def test_penalties_are_positive_and_reported(players):
     _, _, metrics, _ = players(9)
     assert metrics["loss/d_r1"] > 0
     assert metrics["loss/d_lecam"] > 0
+
+
+def test_the_scalar_is_the_weighted_sum_of_its_parts():
+    """A linear discriminator's gradient is its weights, whatever the image."""
+    rng = np.random.default_rng(0)
+    image, recon = rng.normal(size=(2, 5, 4, 4, 3)).astype(np.float32)
+    w = rng.normal(size=(4, 4, 3)).astype(np.float32)
+    config = ConfigDict(dict(gan="hinge", gan_start=3, adversarial=0.1, r1=10.0, lecam=0.0))
+    apply_d = lambda w, x: jnp.einsum("bhwc,hwc->b", x, w)
+    total, _, metrics = adversarial_loss(config, apply_d, w, {}, image, recon, jnp.int32(3), True)
+    assert metrics["loss/d_r1"] == pytest.approx(np.square(w).sum(), rel=1e-5)
+    parts = 0.1 * metrics["loss/g_adversarial"] + metrics["loss/d_adversarial"]
+    assert total == pytest.approx(float(parts + 10.0 * np.square(w).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("gan", ["hinge", "non_saturating"])

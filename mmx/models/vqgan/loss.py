@@ -59,7 +59,8 @@ def adversarial_loss(config, apply_d, d_params, lecam, image_BHWC, recon_BHWC, s
     }
     if config.r1:
         metrics["loss/d_r1"] = losses.r1_penalty(lambda x: apply_d(d_params, x), image_BHWC)
-        d += 0.5 * config.r1 * metrics["loss/d_r1"]
+        # The public code of MaskGIT and MAGVIT: cost times E |g|^2, no gamma / 2.
+        d += config.r1 * metrics["loss/d_r1"]
     if config.lecam:
         state = losses.LecamState(**lecam)
         metrics["loss/d_lecam"] = losses.lecam_penalty(state, real, fake)
