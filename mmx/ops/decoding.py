@@ -5,6 +5,7 @@ edits. Legend: B batch, S image tokens, V vocabulary, R decoding steps.
 Source: MaskGIT (arXiv 2202.04200 sec. 3.2), Muse (arXiv 2301.00704 sec. 2.7, 2.8).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,8 +28,6 @@ def decode(
     selection: str = "confidence",
     sampling_temperature: float = 1.0,
     choice_temperature: float = 4.5,
-    top_k: int | None = None,
-    grid: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Fills every position that holds `mask_id`, some at each step; the others never change.
 
@@ -48,12 +47,10 @@ def decode(
       num_steps: R. Muse: 24 (base), 8 (super-resolution).
       schedule: a name in `schedules.HIDDEN_SHARE`.
       selection: which positions to reveal: "confidence" (largest log-probability of the drawn id
-        plus noise), "random" (unbiased), "halton" (a fixed spread-out order over `grid`).
+        plus noise), "random" (unbiased), "halton" (a fixed spread-out order over a square grid).
       sampling_temperature: divides the logits before drawing; 0 takes the most likely id.
       choice_temperature: weight of the Gumbel noise on the confidence at the start, falling to 0
         at the last step; 4.5 in MaskGIT. No effect on the other selections.
-      top_k: draw only from the k largest logits.
-      grid: (h, w) with h * w = S, for "halton"; a square when None.
 
     Returns:
       ids_BS: as given, no `mask_id` left.
@@ -61,7 +58,8 @@ def decode(
 
     Raises:
       UserError: a name, temperature or number of steps outside the above.
-      ValueError: `mask_id` < V, or a grid that does not fit (a mistake of the calling code).
+      ValueError: `mask_id` < V, or "halton" on a number of tokens that is no square (mistakes of
+        the calling code).
     """
     if selection not in SELECTIONS:
         raise UserError(f"selection = {selection!r}: choose one of {', '.join(SELECTIONS)}")
@@ -72,7 +70,7 @@ def decode(
     hidden_RN = schedules.hidden_counts(schedule, num_steps, num_tokens)
     unknown_B = (ids_BS == mask_id).sum(-1)
     hidden_RB = jnp.asarray(hidden_RN)[:, unknown_B]
-    place_S = _halton_place(num_tokens, grid) if selection == "halton" else None
+    place_S = _halton_place(num_tokens) if selection == "halton" else None
 
     def score(logits_BSV, drawn_BS, keys_B, step):
         if selection == "halton":
@@ -81,8 +79,8 @@ def decode(
             return jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys_B)
         noise_BS = jax.vmap(lambda key: jax.random.gumbel(key, (num_tokens,)))(keys_B)
         weight = schedules.choice_temperature_at(step, num_steps, choice_temperature)
-        # Of the logits as they are: at temperature 0, or top_k = 1, every drawn id would
-        # otherwise have probability 1 and the order would say nothing (ours).
+        # Of the logits as they are: at temperature 0 every drawn id would otherwise have
+        # probability 1 and the order would say nothing (ours).
         return sampling.log_prob(logits_BSV, drawn_BS) + weight * noise_BS
 
     def one_step(ids_BS, step_and_hidden):
@@ -96,7 +94,7 @@ def decode(
         keys_KB = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)), 0, 1)(
             keys_B
         )
-        drawn_BS = _draw(keys_KB[0], logits_BSV, sampling_temperature, top_k)
+        drawn_BS = _draw(keys_KB[0], logits_BSV, sampling_temperature)
         is_unknown_BS = ids_BS == mask_id
         left_B = is_unknown_BS.sum(-1)
         # min last: a row with a single hidden token reveals it, and then has nothing to reveal.
@@ -111,20 +109,17 @@ def decode(
     return jax.lax.scan(one_step, ids_BS, (steps_R, hidden_RB))
 
 
-def _draw(keys_B, logits_BSV, temperature: float, top_k: int | None) -> jax.Array:
+def _draw(keys_B, logits_BSV, temperature: float) -> jax.Array:
     if temperature == 0:
         return sampling.argmax_last(logits_BSV)
-    if top_k is not None:
-        logits_BSV = sampling.keep_top_k(logits_BSV, top_k)
     return sampling.categorical(keys_B, logits_BSV.astype(jnp.float32) / temperature)
 
 
-def _halton_place(num_tokens: int, grid: tuple[int, int] | None) -> jax.Array:
-    side = round(num_tokens**0.5)
-    height, width = grid or (side, side)
-    if height * width != num_tokens:
-        raise ValueError(f"grid {height} x {width} does not have {num_tokens} cells: give `grid`")
-    return jnp.asarray(schedules.halton_order((height, width)))
+def _halton_place(num_tokens: int) -> jax.Array:
+    side = math.isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise ValueError(f"{num_tokens} tokens are no square grid: halton orders squares only")
+    return jnp.asarray(schedules.halton_order((side, side)))
 
 
 def top_count(score_BS: jax.Array, eligible_BS: jax.Array, count_B: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Drawing from a vocabulary: categorical, argmax, top-k, each without sorting or V random words.
+"""Drawing from a vocabulary: categorical and argmax, each without sorting or V random words.
 
 All work on the last axis. A vocabulary of V entries is seen as blocks of about sqrt(V): first the
 block is chosen, then the entry in it. On two CPU cores, for [4, 256, 8192] logits, a draw by Gumbel
@@ -10,8 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-
-from mmx.core.errors import UserError
 
 
 def _block_size(num_entries: int) -> int:
@@ -53,7 +51,7 @@ def _invert(weight: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]
     """First entry whose running sum exceeds `target`, and the sum of the entries before it.
 
     Never an entry of weight 0: rounding may lift the running sum there, or leave the last sum at
-    or below the target, and a forbidden id (top-k, -inf logits) must not slip through.
+    or below the target, and a forbidden id (a -inf logit) must not slip through.
     """
     total = jnp.cumsum(weight, axis=-1)
     allowed = weight > 0
@@ -89,43 +87,3 @@ def log_prob(logits_BSV: jax.Array, ids_BS: jax.Array) -> jax.Array:
     """float32 [B, S]: log softmax(logits)[ids], of float logits [B, S, V] and int ids [B, S]."""
     logits_BSV = logits_BSV.astype(jnp.float32)
     return _take_last(logits_BSV, ids_BS) - jax.nn.logsumexp(logits_BSV, axis=-1)
-
-
-def keep_top_k(logits_V: jax.Array, k: int) -> jax.Array:
-    """Sets every logit below the k-th largest of its last axis to -inf; ties with it stay.
-
-    The k-th largest is found exactly by bisection over the 32 bits of a float, one counting pass
-    each (0.35 s for [1024, 8192] on two cores, where `lax.top_k` takes 3 s and a sort more).
-
-    Args:
-      logits_V: float [..., V], no NaN.
-      k: how many to keep, at least 1; k >= V keeps all.
-
-    Returns:
-      Same shape and type.
-
-    Raises:
-      UserError: k < 1.
-    """
-    if k < 1:
-        raise UserError(f"top_k = {k}: keep at least 1 entry, or give None for all")
-    if k >= logits_V.shape[-1]:
-        return logits_V
-    order_V = _ordered_bits(logits_V)
-
-    def set_bit(i, threshold):
-        higher = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        enough = (order_V >= higher[..., None]).sum(-1) >= k
-        return jnp.where(enough, higher, threshold)
-
-    start = jnp.zeros(logits_V.shape[:-1], jnp.uint32)
-    threshold = jax.lax.fori_loop(0, 32, set_bit, start)
-    return jnp.where(order_V >= threshold[..., None], logits_V, -jnp.inf).astype(logits_V.dtype)
-
-
-def _ordered_bits(x: jax.Array) -> jax.Array:
-    """uint32 words in the order of the float32 values (IEEE: flip all bits of negatives)."""
-    # -0.0 and 0.0 are equal as floats and have to be so here (XLA may drop an added 0.0).
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x.astype(jnp.float32)), jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    return jnp.where(bits & sign, ~bits, bits | sign)

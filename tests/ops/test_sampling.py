@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmx.core.errors import UserError
 from mmx.ops import sampling
 
 
@@ -90,23 +89,3 @@ def test_log_prob_is_float32_log_softmax(dtype):
     got = jax.jit(sampling.log_prob)(logits, ids)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("k", [1, 3, 50, 199, 200, 500])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_top_k_equals_the_exact_one(k, dtype):
-    logits = (1e3 * jax.random.normal(jax.random.key(4), (7, 200)) ** 3).astype(dtype)
-    kept = np.asarray(jax.jit(lambda x: sampling.keep_top_k(x, k))(logits).astype(jnp.float32))
-    x = np.asarray(logits.astype(jnp.float32))
-    threshold = np.sort(x, -1)[:, -min(k, 200)][:, None]
-    np.testing.assert_array_equal(kept, np.where(x >= threshold, x, -np.inf))
-
-
-def test_top_k_keeps_ties_and_knows_no_negative_zero():
-    x = jnp.array([[0.0, -0.0, -1.0, -jnp.inf, -2.0]])
-    np.testing.assert_array_equal(
-        jnp.isfinite(sampling.keep_top_k(x, 1))[0], [True, True, False, False, False]
-    )
-    np.testing.assert_array_equal(sampling.keep_top_k(jnp.ones((1, 8)), 3), jnp.ones((1, 8)))
-    with pytest.raises(UserError, match="top_k = 0"):
-        sampling.keep_top_k(x, 0)
