@@ -12,7 +12,7 @@ import pytest
 from mmx.core import rng as rngs
 from mmx.core.config import load_config
 from mmx.models.muse import loss as losses
-from mmx.models.muse.model import MuseTransformer, count_flops
+from mmx.models.muse.model import MuseTransformer
 from mmx.nn.norm import RMSNorm
 from mmx.ops import masking
 
@@ -217,14 +217,3 @@ def test_remat_and_half_precision():
     assert b.dtype == jnp.float32  # logits, for the loss
     np.testing.assert_allclose(a, b, atol=0.1 * np.abs(a).max())
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("patch", [1, 2])
-def test_flops_equal_what_xla_counts(patch):
-    # One layer, as XLA counts a loop's body once. Wide, so that norms and softmax weigh little.
-    net = MuseTransformer(E, GRID, 1, 128, 2, 512, patch, 64 if patch > 1 else 0)
-    args = (jnp.asarray(IDS[:1]), jnp.zeros((1, T, 128)), jnp.ones((1, T), bool))
-    params = jax.eval_shape(net.init, jax.random.key(0), *args)
-    counted = jax.jit(net.apply).lower(nn.unbox(params), *args).cost_analysis()["flops"]
-    text_in = 2 * T * 128 * 128  # of the encoder's side, not counted
-    assert count_flops(net, T) / 3 == pytest.approx(counted - text_in, rel=0.06)

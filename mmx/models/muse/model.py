@@ -111,18 +111,3 @@ class MuseTransformer(nn.Module):
         )
         positions = row_hD[:, None] + column_wD[None]
         return positions.reshape(side * side, self.width).astype(self.dtype)
-
-
-def count_flops(model: MuseTransformer, text_len: int) -> float:
-    """Model FLOPs of one row's forward and backward pass.
-
-    6 a parameter of each matmul and position, and 12 * queries * keys * width for attention;
-    embeddings, the text encoder and recomputation do not count.
-    """
-    D, L, p = model.width, (model.grid // model.patch) ** 2, model.patch
-    S, T = model.grid**2, text_len + 1
-    Z = model.code_width if p > 1 else D
-    block = L * (4 * D * D + 2 * D * D + 2 * D * model.mlp) + T * 2 * D * D
-    attention = 2 * L * (L + T) * D
-    ends = L * D * p**2 * Z * (2 if p > 1 else 1) + S * Z * round_up(model.num_codes + 1)
-    return 6.0 * (model.depth * (block + attention) + ends)

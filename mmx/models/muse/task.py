@@ -1,8 +1,5 @@
 """Muse's base model as a task: text and codes in, masked prediction, pictures out."""
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +10,8 @@ import numpy as np
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
+from mmx.core.flops import matmul_flops
 from mmx.core.run_dir import copy_tokenizer
-from mmx.data import pipeline
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
@@ -23,49 +20,15 @@ from mmx.eval.images import to_uint8
 from mmx.eval.tile import tile
 from mmx.models import stages
 from mmx.models.muse import loss as losses
-from mmx.models.muse.model import MuseTransformer, count_flops
-from mmx.models.muse.sample import sample_codes
+from mmx.models.muse import report as reports
+from mmx.models.muse.model import MuseTransformer
+from mmx.models.muse.sample import SampleOptions, sample_codes
 from mmx.models.registry import make_codec
-from mmx.models.rows import fill_rows
+from mmx.models.rows import fill_rows, to_float
+from mmx.nn.dtypes import DTYPES
 from mmx.nn.text import TextEncoder
 from mmx.nn.transformer import ACTIVATIONS
-from mmx.ops import masking
-from mmx.train.sharding import batch_sharding, jit_sharded, replicated
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_EVAL_SEED = 20230102  # of the fixed masks of validation: ours
-_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """How to decode; the defaults of a run are its ``config.sample``.
-
-    Attributes:
-      steps: decoding steps R.
-      guidance: t at the last step, rising linearly from 0; logits (1+t) cond - t uncond.
-      sampling_temperature: of the logits; 0 takes the most likely code.
-      choice_temperature: of the noise on the confidence, falling linearly to 0.
-      schedule, selection: names of :mod:`mmx.ops.schedules` and :mod:`mmx.ops.decoding`.
-    """
-
-    steps: int
-    guidance: float
-    sampling_temperature: float
-    choice_temperature: float
-    schedule: str
-    selection: str
-
-    @classmethod
-    def of(cls, config, **changes) -> "SampleOptions":
-        """Of ``config.sample``, with the changes that are not None."""
-        base = cls(**{f.name: config.sample[f.name] for f in fields(cls)})
-        options = replace(base, **{k: v for k, v in changes.items() if v is not None})
-        if options.steps < 1:
-            raise UserError(f"steps={options.steps}: at least one decoding step is needed")
-        if not 0 <= options.guidance < float("inf"):
-            raise UserError(f"guidance={options.guidance}: give 0 or more")
-        return options
+from mmx.train.sharding import jit_sharded, replicated
 
 
 class MuseTask:
@@ -85,6 +48,9 @@ class MuseTask:
     def __init__(self, config, run):
         self.config, self.run = config, run
         self._check_sizes()
+        # Now, not at the first preview after minutes of training.
+        losses.check_config(config.loss)
+        self.options()
         self._codec_folder = stages.pin(
             run,
             "codec",
@@ -126,6 +92,11 @@ class MuseTask:
     def _check_sizes(self) -> None:
         m = self.config.model
         choose("config.model.activation", ACTIVATIONS, m.activation)
+        if m.patch > 1 and m.code_width < 1:
+            raise UserError(
+                f"config.model.code_width={m.code_width}: must be at least 1 where "
+                f"config.model.patch={m.patch} puts several codes in one position"
+            )
         for name, part in (("model", m), ("text", self.config.text)):
             if part.width % part.heads:
                 raise UserError(
@@ -157,6 +128,7 @@ class MuseTask:
         return {"image": image, "text_ids": text_ids[0], "text_mask": text_mask[0]}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
         B, size, T = self.config.batch_size, self.config.data.image_size, self.config.text.max_len
         return {
             "image": jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8),
@@ -179,9 +151,11 @@ class MuseTask:
         return {"text": text, "model": model}, {}
 
     def abstract_frozen(self) -> Any:
+        """Shapes of :meth:`load_frozen`."""
         return jax.eval_shape(self._frozen_host)
 
     def load_frozen(self, mesh) -> Any:
+        """The codec's weights on every device. Raises UserError when they are damaged."""
         return jax.device_put(self._frozen_host(), replicated(mesh))
 
     def _frozen_host(self) -> Any:
@@ -197,17 +171,19 @@ class MuseTask:
 
     def codes(self, frozen, image_u8: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> codes int32 [B, S]."""
-        image = image_u8.astype(jnp.float32) / 127.5 - 1.0
-        codes = self.codec.encode(frozen["codec"], image)
-        return jax.lax.stop_gradient(codes).reshape(image.shape[0], -1)
+        codes = self.codec.encode(frozen["codec"], to_float(image_u8))
+        return jax.lax.stop_gradient(codes).reshape(image_u8.shape[0], -1)
 
-    def logits(self, params, ids_BS, text_ids_BT, text_mask_BT) -> jax.Array:
-        """[B, S, E] float32."""
-        text_emb = self.text_emb(params, text_ids_BT, text_mask_BT)
+    def logits(self, params, ids_BS, text, text_mask_BT) -> jax.Array:
+        """[B, S, E] float32, from visible codes and a text as ``losses.text_of`` gives it."""
+        text_emb = self.text_emb(params, text, text_mask_BT)
         return self.model.apply({"params": params["model"]}, ids_BS, text_emb, text_mask_BT)
 
-    def text_emb(self, params, text_ids_BT, text_mask_BT) -> jax.Array:
-        return self.text_encoder.apply({"params": params["text"]}, text_ids_BT, text_mask_BT)
+    def text_emb(self, params, text, text_mask_BT) -> jax.Array:
+        """Ids int [B, T] through the learned encoder; embeddings float [B, T, D] as they are."""
+        if jnp.issubdtype(text.dtype, jnp.floating):
+            return text
+        return self.text_encoder.apply({"params": params["text"]}, text, text_mask_BT)
 
     def loss(self, params, extra, frozen, batch, rng, step, train=True):
         """(scalar, (metrics, extra)). Every draw of a row comes from (seed, its position)."""
@@ -220,7 +196,7 @@ class MuseTask:
         if train:
             text_mask_BT = losses.drop_text(rng, position_B, text_mask_BT, config.text_drop)
         loss, metrics = losses.masked_loss(
-            lambda ids, mask: self.logits(params, ids, batch["text_ids"], mask),
+            lambda ids, mask: self.logits(params, ids, losses.text_of(batch), mask),
             codes_BS,
             ids_BS,
             is_masked_BS,
@@ -231,17 +207,29 @@ class MuseTask:
         return loss, (metrics, extra)
 
     def train_flops_per_row(self) -> float:
-        return count_flops(self.model, self.config.text.max_len)
+        """Three times the forward pass of transformer and text encoder; the codec is frozen."""
+        spec, T = jax.ShapeDtypeStruct, self.config.text.max_len
+        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
+        row = (spec((1, self.grid**2), jnp.int32), spec((1, T), jnp.int32), spec((1, T), jnp.bool_))
+        return 3.0 * matmul_flops(self.logits, params, *row)
 
     # Sampling
+
+    def options(self, **changes) -> SampleOptions:
+        """Those of ``config.sample``, with the changes that are not None.
+
+        Raises:
+          UserError: a value out of range.
+        """
+        return SampleOptions.of(self.config, **changes)
 
     def sample(self, params, extra, frozen, prompt_batch, rng, options: SampleOptions):
         """Draw pictures for prompts; pure, for jit.
 
         Args:
-          prompt_batch: text_ids, text_mask [B, T]; negative_ids, negative_mask [B, T] (an all-False
-            mask for none); ids [B, S], ``mask_id`` where to draw; index [B], which sample each is:
-            its noise depends on (rng, index) alone.
+          prompt_batch: text_ids (or text_emb), text_mask [B, T]; negative_ids (or negative_emb),
+            negative_mask [B, T] (an all-False mask for none); ids [B, S], ``mask_id`` where to
+            draw; index [B], which sample each is: its noise depends on (rng, index) alone.
 
         Returns:
           {"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [R, B, S]}.
@@ -250,9 +238,9 @@ class MuseTask:
         batch = prompt_batch
         codes_BS, trace_RBS = sample_codes(
             lambda ids, emb, mask: self.model.apply({"params": params["model"]}, ids, emb, mask),
-            self.text_emb(params, batch["text_ids"], batch["text_mask"]),
+            self.text_emb(params, losses.text_of(batch), batch["text_mask"]),
             batch["text_mask"],
-            self.text_emb(params, batch["negative_ids"], batch["negative_mask"]),
+            self.text_emb(params, losses.text_of(batch, "negative"), batch["negative_mask"]),
             batch["negative_mask"],
             batch["ids"],
             rngs.row_keys(rng, "sample", batch["index"]),
@@ -302,7 +290,8 @@ class MuseTask:
     # Looking
 
     def evaluators(self, mesh) -> list:
-        return [ValidationLoss(self, mesh, split) for split in self.config.eval.splits]
+        """The validation loss of each split that the config names."""
+        return [reports.ValidationLoss(self, mesh, split) for split in self.config.eval.splits]
 
     def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
         """Samples of fixed prompts and seed, uint8."""
@@ -311,62 +300,13 @@ class MuseTask:
             return {}
         batch = self.prompts(prompts)
         key = jax.device_put(rngs.base_key(0), replicated(mesh))
-        run = self.sampler(mesh, SampleOptions.of(self.config))
+        run = self.sampler(mesh, self.options())
         image = np.asarray(run(params, extra, frozen, batch, key)["image"])
         image_u8 = to_uint8(np.nan_to_num(image))
         columns = min(8, len(prompts))
         rows = image_u8[: len(prompts) // columns * columns]
         return {"samples": tile(rows.reshape(-1, columns, *image_u8.shape[1:]))}
 
-
-class ValidationLoss:
-    """Cross entropy at hidden codes of a split, with fixed masks, whole and by mask rate."""
-
-    def __init__(self, task: MuseTask, mesh, split: str):
-        self.task, self.mesh, self.split = task, mesh, split
-        data = task.config.data
-        self.source = open_source(data.source, split, data.data_dir)
-
-        def fn(params, frozen, batch, key):
-            codes_BS = task.codes(frozen, batch["image"])
-            rate_B = masking.sample_mask_rate(rngs.row_keys(key, "mask_rate", batch["position"]))
-            ids_BS, is_masked_BS = losses.hide_at(
-                key, batch["position"], codes_BS, task.mask_id, rate_B
-            )
-            logits_BSV = task.logits(params, ids_BS, batch["text_ids"], batch["text_mask"])
-            loss_B, _ = masking.masked_cross_entropy(logits_BSV, codes_BS, is_masked_BS)
-            return rate_B, loss_B, batch["_mask"]
-
-        self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
-        self._key = jax.device_put(rngs.base_key(_EVAL_SEED), replicated(mesh))
-
-    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
-        """Yields ``<split>/loss`` and ``<split>/loss_mask_<low>_<high>`` in nats."""
-        del extra
-        rates, all_losses = [], []
-        with pipeline.eval_batches(
-            self.source,
-            self._plain,
-            self.task.config.batch_size,
-            batch_sharding(self.mesh),
-            limit=self.task.config.eval.examples,
-        ) as batches:
-            for batch in batches:
-                rate, loss, mask = map(np.asarray, self._fn(params, frozen, batch, self._key))
-                rates.append(rate[mask])
-                all_losses.append(loss[mask])
-        rate, loss = np.concatenate(rates), np.concatenate(all_losses)
-        yield f"{self.split}/loss", float(loss.mean())
-        for low, high in itertools.pairwise(_BUCKETS):
-            inside = (rate >= low) & ((rate < high) | (high == 1.0))
-            if inside.any():
-                name = f"{self.split}/loss_mask_{round(100 * low)}_{round(100 * high)}"
-                yield name, float(loss[inside].mean())
-
-    def _plain(self, example, rng):
-        del rng
-        text_ids, text_mask = self.task.tokenizer.encode(
-            [example["text"]], self.task.config.text.max_len
-        )
-        image = fit(example["image"], self.task.config.data.image_size)
-        return {"image": image, "text_ids": text_ids[0], "text_mask": text_mask[0]}
+    def report(self, run, seed: int):
+        """:func:`mmx.models.muse.report.report`."""
+        return reports.report(self, run, seed)

@@ -1,6 +1,5 @@
 """The image tokenizer as a task: networks, players, losses, scores."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,21 +10,21 @@ import numpy as np
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
-from mmx.data import pipeline
+from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
-from mmx.eval import images as image_scores
-from mmx.eval import stats
-from mmx.eval.stats import Score
+from mmx.eval.images import to_uint8
 from mmx.eval.tile import tile
-from mmx.models.rows import fill_rows
+from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import quantizer
-from mmx.models.vqgan.codec import DTYPES, VqganCodec
+from mmx.models.vqgan import report as reports
+from mmx.models.vqgan.codec import VqganCodec
 from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
 from mmx.models.vqgan.model import DISCRIMINATORS
+from mmx.nn.dtypes import DTYPES
 from mmx.ops.losses import init_lecam
 from mmx.pretrained.vgg import keep_vgg, load_vgg
-from mmx.train.sharding import batch_sharding, jit_sharded, replicated
+from mmx.train.sharding import jit_sharded, replicated
 
 
 class VqganTask:
@@ -88,6 +87,7 @@ class VqganTask:
         return {"image": shift_flip(image, rng, data.shift, data.flip)}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
         B, size = self.config.batch_size, self.config.data.image_size
         return {
             "image": jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8),
@@ -120,9 +120,11 @@ class VqganTask:
         return params, extra
 
     def abstract_frozen(self) -> Any:
+        """Shapes of :meth:`load_frozen`."""
         return jax.eval_shape(lambda: self._frozen_host())
 
     def load_frozen(self, mesh) -> Any:
+        """The perceptual network's weights, if there is one, on every device."""
         return jax.device_put(self._frozen_host(), replicated(mesh))
 
     def _frozen_host(self) -> Any:
@@ -147,7 +149,7 @@ class VqganTask:
         extra = dict(extra)
         state = extra.get("vq", {})
         if train:
-            state = quantizer.seed_state(config.quantizer, state, z, key, step)
+            state = quantizer.seed_state(config.quantizer, state, z, key)
         quantized = quantizer.quantize_latents(config.quantizer, state, z)
         recon = self.codec.decoder.apply({"params": params["decoder"]}, quantized.z_q)
         total, metrics = reconstruction_loss(
@@ -175,22 +177,22 @@ class VqganTask:
                 extra["lecam"] = lecam
         if train and state:
             extra["vq"], more = quantizer.update_state(
-                config.quantizer, state, z, quantized.codes, key, step
+                config.quantizer, state, z, quantized.codes, key
             )
             metrics |= more
         return total, (metrics, extra)
 
     def train_flops_per_row(self) -> float:
-        """Three times the forward pass, as XLA counts it: there is no loop in it to miscount."""
+        """Three times the codec's forward pass; the discriminator's share is not in it."""
         size = self.config.data.image_size
 
         def forward(params, image):
             z = self.codec.encoder.apply({"params": params["encoder"]}, image)
             return self.codec.decoder.apply({"params": params["decoder"]}, z)
 
-        params = nn.unbox(jax.eval_shape(lambda: self.init(rngs.base_key(0))[0]))
+        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        return 3.0 * jax.jit(forward).lower(params, image).cost_analysis()["flops"]
+        return 3.0 * matmul_flops(forward, params, image)
 
     # Looking
 
@@ -212,8 +214,9 @@ class VqganTask:
         return run
 
     def evaluators(self, mesh) -> list:
-        evaluation = self.config.eval
-        return [Reconstruction(self, mesh, s, evaluation.examples) for s in evaluation.splits]
+        """PSNR and codebook use of each split that the config names."""
+        of = self.config.eval
+        return [reports.Reconstruction(self, mesh, split, of.examples) for split in of.splits]
 
     def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
         """Held-out images above their reconstructions, uint8."""
@@ -221,15 +224,18 @@ class VqganTask:
         data = self.config.data
         source = open_source(data.source, self.config.eval.splits[-1], data.data_dir)
         count = min(8, len(source))
-        rng = np.random.default_rng(0)
-        image_u8 = np.stack([self._plain(source[i], rng)["image"] for i in range(count)])
+        image_u8 = np.stack([fit(source[i]["image"], data.image_size) for i in range(count)])
         if not hasattr(self, "_preview"):
             self._preview = self.reconstruct(mesh)
         recon, _ = self._preview(params, extra, image_u8)
-        recon_u8 = image_scores.to_uint8(np.nan_to_num(np.asarray(recon)))
+        recon_u8 = to_uint8(np.nan_to_num(np.asarray(recon)))
         return {"reconstruction": tile(np.stack([image_u8, recon_u8]))}
 
-    def sample(self, params, extra, frozen, prompt_batch, rng, options):
+    def report(self, run, seed: int):
+        """:func:`mmx.models.vqgan.report.report`."""
+        return reports.report(self, run, seed)
+
+    def options(self, **changes):
         """A tokenizer draws nothing by itself.
 
         Raises:
@@ -239,63 +245,3 @@ class VqganTask:
             "this run is an image tokenizer and cannot sample; sample a run that was trained on it "
             "(family muse)"
         )
-
-    def _plain(self, example, rng):
-        del rng
-        return {"image": fit(example["image"], self.config.data.image_size)}
-
-
-class Reconstruction:
-    """PSNR and codebook use on a split, without augmentation.
-
-    Args:
-      task, mesh: whose, where.
-      split: of the config's data.
-      limit: first examples only; None takes all.
-    """
-
-    def __init__(self, task: VqganTask, mesh, split: str, limit: int | None):
-        self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
-        data = task.config.data
-        self.source = open_source(data.source, split, data.data_dir)
-        self._reconstruct = task.reconstruct(mesh)
-
-    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
-        """Yields ``<split>/psnr`` in dB, ``<split>/codebook_use``, ``.../codebook_perplexity``."""
-        del frozen
-        for name, score in self.scores(params, extra).items():
-            yield name, score.value
-
-    def scores(self, params, extra) -> dict[str, Score]:
-        """The same with 95 % intervals."""
-        psnr, codes = [], []
-        with pipeline.eval_batches(
-            self.source,
-            self.task._plain,
-            self.task.config.batch_size,
-            batch_sharding(self.mesh),
-            limit=self.limit,
-        ) as batches:
-            for batch in batches:
-                recon, ids = self._reconstruct(params, extra, batch["image"])
-                mask, image = (host(batch[k], self.mesh) for k in ("_mask", "image"))
-                psnr.append(image_scores.psnr(image, np.asarray(recon))[mask])
-                codes.append(np.asarray(ids)[mask])
-        use, perplexity = image_scores.codebook_use(
-            np.concatenate(codes), self.task.codec.num_codes
-        )
-        return {
-            f"{self.split}/psnr": stats.mean(np.concatenate(psnr)),
-            f"{self.split}/codebook_use": use,
-            f"{self.split}/codebook_perplexity": perplexity,
-        }
-
-
-def host(x: jax.Array, mesh) -> np.ndarray:
-    """The whole of a sharded array on every host."""
-    return np.asarray(jax.device_put(x, replicated(mesh)))
-
-
-def to_float(image_u8: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return image_u8.astype(jnp.float32) / 127.5 - 1.0
