@@ -31,7 +31,7 @@ DEV = [
 setup(
     name="mmx",
     version=VERSION,
-    description="Train generative models of images and text with JAX, from a laptop to a TPU pod.",
+    description="Train generative models of images and text with JAX, from a laptop to Cloud TPUs.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -48,8 +48,8 @@ def get_config(arg=""):
         width=32 if tiny else 1280,  # ours: a guess, 632M +- 2 %
         heads=2 if tiny else 20,  # ours: not in the paper
         mlp=64 if tiny else 5120,  # ours: a guess, 632M +- 2 %
-        patch=1,
-        code_width=0,
+        patch=1,  # as the paper: no folding
+        code_width=0,  # as the paper: the trunk's width
         logit_scale=0.5,  # ours, after the 0.02 * sqrt(768) of arXiv 2202.04200
         activation="gelu",  # ours: not in the paper
         remat=not tiny,  # ours
@@ -68,7 +68,7 @@ def get_config(arg=""):
         warmup_steps=5 if tiny else 5000,  # table 4, of the 3B model
         clip_norm=1.0,  # ours
         ema=0.0,  # sec. 3: averaged over checkpoints instead, see offline_ema
-        accum=1,
+        accum=1,  # ours
     )
     c.offline_ema = 0.7  # sec. 3
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
