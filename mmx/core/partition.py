@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import PartitionSpec
 
+from mmx.core.errors import UserError
+
 MESH_AXES = ("slice", "data", "fsdp", "tensor")
 
 # One rule a logical name. None: replicated on purpose.
@@ -20,7 +22,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "conv_out": "fsdp",
     "conv_in": None,
-    "kv": None,
     "layers": None,
     "codes": None,  # a codebook is small and is read whole by every row
     "code_dim": None,
@@ -40,7 +41,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-class ShardingError(ValueError):
+class ShardingError(UserError):
     """A shape, its logical names and the rules do not go together on this mesh."""
 
 
@@ -83,7 +84,7 @@ def spec_for(
         if size % ways:
             raise ShardingError(
                 f"{what} {tuple(shape)}: the axis {name!r} of size {size} does not divide over "
-                f"{ways} devices ({name} -> {rule})"
+                f"{ways} devices ({name} -> {rule}): change config.mesh or the size"
             )
         entries.append(rule if ways > 1 else None)
     return PartitionSpec(*entries)
