@@ -1,4 +1,9 @@
-"""``--config.a.b=V`` and ``--config.a.b V``: the flags of ml_collections, with our errors."""
+"""``--config.a.b=V``, ``--config.a.b V``, ``--config.flag``, ``--noconfig.flag``.
+
+The flags of ml_collections' config_flags and what they mean there, read by absl's parsers. Not that
+module itself: it wants its flags defined before parsing, and reports what is wrong as an exception
+of Python, without the nearest field.
+"""
 
 import ast
 import difflib
@@ -11,7 +16,7 @@ from ml_collections import ConfigDict
 from mmx.core.config import flat_items
 from mmx.core.errors import UserError
 
-_FLAG = re.compile(r"--config\.([^=]*)(?:=(.*))?", re.DOTALL)
+_FLAG = re.compile(r"--(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 # type of the field -> (how its flag is read, what to say when it cannot be)
 _KINDS = {
     bool: (flags.BooleanParser(), "true or false"),
@@ -28,6 +33,7 @@ def apply(config: ConfigDict, arguments: list[str]) -> ConfigDict:
       config: changed in place.
       arguments: ``["--config.optim.lr=1e-3", "--config.steps", "10"]``; a tuple is written
         ``"('a', 'b')"`` or by repeating its flag. Of a flag that is repeated else, the last holds.
+        A flag of true or false needs no value: ``--config.data.flip``, ``--noconfig.data.flip``.
 
     Returns:
       The config.
@@ -78,13 +84,21 @@ def _group(fields: dict[str, Any], arguments: list[str]) -> dict[str, list[str]]
         match = _FLAG.fullmatch(argument)
         if not match:
             raise UserError(f"unknown argument {argument!r}; see `mmx train --help`")
-        field, value = match.groups()
+        no, field, value = match.groups()
         if field not in fields:
             raise UserError(_unknown(field, fields))
-        if value is None:
-            if not rest or rest[0].startswith("--"):
+        is_bool = isinstance(fields[field], bool)
+        if no:
+            if not is_bool or value is not None:
+                raise UserError(f"{argument}: give a value, --config.{field}=VALUE")
+            value = "false"
+        elif value is None:
+            if rest and not rest[0].startswith("--"):
+                value = rest.pop(0)
+            elif is_bool:
+                value = "true"
+            else:
                 raise UserError(f"--config.{field}: give a value, --config.{field}=VALUE")
-            value = rest.pop(0)
         found.setdefault(field, []).append(value)
     return found
 

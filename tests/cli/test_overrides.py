@@ -52,6 +52,24 @@ def test_each_type():
 
 
 @pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["--config.data.flip"], True),
+        (["--config.data.flip", "--config.steps=7"], True),
+        (["--config.data.flip", "false"], False),
+        (["--noconfig.data.flip"], False),
+        (["--config.data.flip=true", "--noconfig.data.flip"], False),  # the last holds
+        (["--noconfig.data.flip", "--config.data.flip"], True),
+    ],
+)
+def test_true_and_false_as_flags(flags, value, capsys):
+    for before in ("True", "False"):
+        argv = ["train", "--print_config", "--config", SPEC, f"--config.data.flip={before}"]
+        assert main([*argv, *flags]) == 0
+        assert f"\ndata.flip = {value}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--config.optim.lrr=1"], "--config.optim.lrr: the config has no such field. Did you mean "
@@ -67,7 +85,11 @@ def test_each_type():
          "\"('test',)\""),
         (["--config.eval.splits=('a'"], "give a tuple such as"),
         (["--config.model.multipliers=a"], "--config.model.multipliers=a: give a tuple such as"),
+        (["--config.model.multipliers[0]=2"], "Did you mean --config.model.multipliers?"),
         (["--config.steps"], "--config.steps: give a value"),
+        (["--noconfig.steps"], "--noconfig.steps: give a value, --config.steps=VALUE"),
+        (["--noconfig.data.flp"], "Did you mean --config.data.flip?"),
+        (["--config.data.flip", "5x"], "--config.data.flip=5x: give true or false"),
         (["--config.steps", "--config.seed=1"], "--config.steps: give a value"),
         (["--confg.steps=1"], "unknown argument '--confg.steps=1'"),
         (["--config.steps=1", "stray"], "unknown argument 'stray'"),
@@ -104,6 +126,8 @@ def test_config_by_path_outside_the_repository(tmp_path, monkeypatch):
          "line 3: JSONDecodeError"),
         ("x = 1\n", "has no get_config"),
         ("def get_config(arg=''):\n    return 5\n", "get_config returns int, not a ConfigDict"),
+        ("import ml_collections as m\nget_config = lambda a: m.ConfigDict({'keep': None})",
+         "my config.py: config.keep=None: a field is true or false, a number, a text or a tuple"),
         ("import ml_collections as m\nget_config = lambda a: m.ConfigDict({'family': 'x'})",
          "config.family='x': use one of vqgan, muse"),
     ],
