@@ -3,8 +3,6 @@
 Only the data and the tokenizer are left out: both sides are handed codes and text vectors.
 """
 
-from types import SimpleNamespace
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,10 @@ from shape import SHAPE
 
 from mmx.core import rng as rngs
 from mmx.core import tree
+from mmx.core.flops import matmul_flops
 from mmx.models.muse import loss as losses
-from mmx.models.muse.model import MuseTransformer, count_flops
-from mmx.models.muse.sample import sample_codes
+from mmx.models.muse.model import MuseTransformer
+from mmx.models.muse.sample import SampleOptions, sample_codes
 from mmx.train.optim import make_optimizer
 from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
 from mmx.train.state import make_init, make_update, state_shardings
@@ -125,7 +124,9 @@ class Mmx:
         )
         self.sampler = jit_sharded(self._sample, self.mesh, out_shardings=replicated(self.mesh))
         self.params = tree.num_params(tree.flatten(abstract.params))
-        self.gflop = 1e-9 * s.batch * count_flops(self.task.model, s.text)
+        inputs = (self.batch[name] for name in ("codes", "text", "text_mask"))
+        forward = matmul_flops(self.task.logits, self.state.params, *inputs)
+        self.gflop = 3e-9 * forward
 
     def about(self):
         return {
@@ -141,7 +142,7 @@ class Mmx:
 
     def _sample(self, params, text_BTD, mask_BT, keys_B):
         s = SHAPE
-        options = SimpleNamespace(
+        options = SampleOptions(
             steps=s.sample_steps,
             guidance=s.guidance - 1.0,  # ours counts t of (1+t) cond - t uncond
             sampling_temperature=1.0,
