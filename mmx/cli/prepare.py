@@ -1,12 +1,12 @@
-"""``mmx prepare``: turn OpenMoji, or a folder of your images, into a data set to train on."""
+"""Turn OpenMoji, or a folder of your images, into a data set to train on."""
 
 import argparse
 import sys
 
 HELP = "turn OpenMoji or your own images into a data set"
 EXAMPLES = """examples:
-  mmx prepare openmoji                          # 3,568 captioned drawings at 32 pixels, a few
-  seconds mmx prepare openmoji --config all
+  mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
+  mmx prepare openmoji --config all
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
 
@@ -16,20 +16,16 @@ NAME.txt beside each image, else from the name of the folder an image lies in.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__.partition(": ")[2]
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="openmoji | folder")
 
     openmoji = kinds.add_parser(
-        "openmoji", help="emoji drawings with captions, made on this machine"
+        "openmoji", help="emoji drawings with captions, made on this machine", epilog=EXAMPLES
     )
     openmoji.add_argument(
         "--config", choices=("32", "64", "all"), default="32", help="pixels of a side (default: 32)"
     )
 
     folder = kinds.add_parser("folder", help="your own images", epilog=EXAMPLES)
-    folder.formatter_class = argparse.RawDescriptionHelpFormatter
     folder.add_argument("folder", metavar="DIR", help="searched with its subfolders")
     folder.add_argument("--name", required=True, help="of the data set: data.source=tfds:NAME")
     folder.add_argument(

@@ -1,9 +1,8 @@
 """Find the images of a folder and their captions, and say what is wrong with the others.
 
 One rule for the whole folder, the first that applies:
-  1. files ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` (relative to the metadata file)
-  and
-     ``text``, the convention of the Hugging Face ImageFolder;
+  1. files ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` (relative to the metadata
+     file) and ``text``, the convention of the Hugging Face ImageFolder;
   2. ``NAME.txt`` beside ``NAME.jpg``;
   3. the name of the folder that an image lies in, as a class.
 Hidden files and folders are not looked at.

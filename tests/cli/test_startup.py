@@ -67,14 +67,17 @@ def test_examples_of_the_help_are_commands(line):
         assert rest == []
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
+@pytest.mark.parametrize("verb", ["", *VERBS, "prepare openmoji", "prepare folder"])
 def test_each_help_has_examples(verb, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"] if verb else ["--help"])
+        main([*verb.split(), "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert re.search(rf"^examples:\n  mmx {verb or ''}", text, re.M)
-    if verb in (None, "train"):
+    shown = text.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
+    # A command a line: what is wrapped is copied in part.
+    assert shown and all(line.startswith("  mmx ") and len(line) <= 100 for line in shown)
+    assert shown[0].startswith(f"  mmx {verb.partition(' ')[0]}")
+    if verb in ("", "train"):
         assert {"0", "1", "2", "75"} <= set(re.findall(r"\d+", text[text.index("xit codes:") :]))
 
 
