@@ -30,6 +30,12 @@ RESUME_ALLOWED = (
     "data.data_dir",
     "data.threads",
 )
+# Of these a run has at least one; of all other numbers it may have 0.
+_COUNTS = {
+    "steps", "batch_size", "accum", "log_every", "eval_every", "preview_every", "save_every",
+    "keep", "threads", "image_size", "examples", "max_len", "depth", "width", "heads", "mlp",
+    "patch", "channels", "multipliers", "num_codes", "code_dim", "levels", "bits",
+}  # fmt: skip
 
 
 def config_dir() -> Path:
@@ -83,7 +89,8 @@ def load_config(spec: str) -> ConfigDict:
     """The locked config of a spec.
 
     Raises:
-      UserError: an unknown file, name or argument; a file that does not run, with the line.
+      UserError: an unknown file, name or argument; a file that does not run, with the line; a field
+        that no flag could set (None, an array).
     """
     path, arg = find_config(spec)
     module_spec = importlib.util.spec_from_file_location(f"mmx_config_{path.stem}", path)
@@ -106,6 +113,12 @@ def load_config(spec: str) -> ConfigDict:
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
+    for name, value in flat_items(config).items():
+        if type(value) not in (bool, int, float, str, list):  # list: a tuple, as flat_items has it
+            raise UserError(
+                f"{path}: config.{name}={value!r}: a field is true or false, a number, a text or a "
+                "tuple of such, so that a flag and JSON can hold it"
+            )
     return config.lock()
 
 
@@ -159,8 +172,37 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
+def check_counts(config: ConfigDict) -> None:
+    """Refuse numbers that no run can work with, before anything is computed.
+
+    Fields of ``_COUNTS``, whatever group they are in, start at 1; other numbers at 0. The axes of
+    the mesh are left to those who count the devices.
+
+    Raises:
+      UserError: names the field.
+    """
+    for name, value in flat_items(config).items():
+        numbers = value if isinstance(value, list) else [value]
+        low = 1 if name.rpartition(".")[2] in _COUNTS else 0
+        fits = len(numbers) >= low and all(isinstance(n, str) or n >= low for n in numbers)
+        if fits or name.startswith("mesh."):
+            continue
+        hint = "; for never, give more than config.steps" if name.endswith("_every") else ""
+        raise UserError(f"config.{name}={value}: must be at least {low}{hint}")
+
+
 def _may_change(name: str) -> bool:
     return name in RESUME_ALLOWED or name.partition(".")[0] in RESUME_ALLOWED
+
+
+def changed_fields(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """``"  name: old -> new"`` of each field that makes it another run: not ``RESUME_ALLOWED``."""
+    before, after = flat_items(old), flat_items(new)
+    return [
+        f"  {name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not _may_change(name)
+    ]
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
@@ -169,13 +211,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     Raises:
       UserError: lists every field that differs and is not one of ``RESUME_ALLOWED``.
     """
-    before, after = flat_items(old), flat_items(new)
-    changed = [
-        f"  {name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not _may_change(name)
-    ]
-    if changed:
+    if changed := changed_fields(old, new):
         raise UserError(
             "the run in this workdir has another config; use a new --workdir or undo:\n"
             + "\n".join(changed)

@@ -16,11 +16,15 @@ class Progress:
       what: a word for it ("train", "rasterise").
       start: units already done (a resumed run).
       every: on a log, a line each ``every`` units.
+      enabled: False for all hosts but one: says nothing.
     """
 
-    def __init__(self, total: int, what: str, start: int = 0, every: int = 100):
+    def __init__(
+        self, total: int, what: str, start: int = 0, every: int = 100, enabled: bool = True
+    ):
         self.total, self.what, self.start, self.every = total, what, start, every
-        self.tty = sys.stderr.isatty()
+        self.enabled = enabled
+        self.tty = enabled and sys.stderr.isatty()
         self.done, self.note = start, ""
         self.began = time.monotonic()
         self._first: tuple[float, int] | None = None
@@ -28,6 +32,8 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` units are done; ``note`` stays beside the bar until the next one."""
+        if not self.enabled:
+            return
         now = time.monotonic()
         self.done, self.note = done, note or self.note
         line = self._line(now, _columns() - 1 if self.tty else 0)
@@ -42,7 +48,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Lines of their own, above the bar."""
-        print(f"\r\033[K{text}" if self.tty else text, file=sys.stderr, flush=True)
+        if self.enabled:
+            print(f"\r\033[K{text}" if self.tty else text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""

@@ -17,7 +17,7 @@ from mmx.train import optim, preemption
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
 from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
-from mmx.train.start import check_counts, init_from_run
+from mmx.train.start import init_from_run
 from mmx.train.state import make_init, make_update, state_shardings
 
 
@@ -38,7 +38,7 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
 
 
 def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Flag) -> None:
-    check_counts(config)
+    configs.check_counts(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
     ways, accum = rows.num_devices // mesh.shape["tensor"], config.optim.accum
@@ -82,7 +82,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     evaluators = task.evaluators(mesh)
 
     writer = Writer(run.path, start, enabled=is_host_0)
-    progress = Progress(config.steps, f"train {config.family}", start, config.log_every)
+    progress = Progress(config.steps, f"train {config.family}", start, config.log_every, is_host_0)
     if is_host_0:
         record_environment(run, [f"{d.platform}: {d.device_kind}" for d in jax.devices()])
         if start == 0:
@@ -90,6 +90,8 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
             writer.text(0, "config", f"```\n{configs.to_text(config)}\n```")
         elif start < config.steps:
             progress.say(f"going on from step {start} of {run.path}")
+        if restored and init_from:
+            progress.say(f"--init_from={init_from} is for a new run: not used")
 
     def evaluate(state, done):
         scores = {}

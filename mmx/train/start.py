@@ -11,22 +11,6 @@ from mmx.train.checkpoint import Checkpoints
 from mmx.train.state import TrainState
 
 
-def check_counts(config) -> None:
-    """Refuse a count below one before anything is computed.
-
-    Raises:
-      UserError: names the field.
-    """
-    names = ("steps", "batch_size", "log_every", "eval_every", "preview_every", "save_every")
-    counts = {name: config[name] for name in names} | {"optim.accum": config.optim.accum}
-    if config.keep is not None:
-        counts["keep"] = config.keep
-    for name, value in counts.items():
-        if value < 1:
-            hint = "; for never, give more than config.steps" if name.endswith("_every") else ""
-            raise UserError(f"config.{name}={value}: must be at least 1{hint}")
-
-
 def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainState:
     """Take over parameters (and extra: a codebook) whose path and shape agree; list the others.
 

@@ -134,6 +134,15 @@ def test_log_has_plain_lines(capsys, clock):
     )
 
 
+def test_other_hosts_say_nothing(capsys):
+    quiet = Progress(2, "train", every=1, enabled=False)
+    quiet.say("a table")
+    quiet.update(1, "loss 1")
+    quiet.update(2)
+    quiet.close()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_training_notes_are_short():
     from mmx.train.loop import _brief
 

@@ -63,9 +63,7 @@ def test_a_run_goes_on_with_another_place_length_and_interval():
     configs.check_resumable(OLD, OLD)
     configs.check_resumable(
         OLD,
-        changed(
-            steps=9, keep=None, mesh__data=2, mesh__fsdp=4, data__threads=8, data__data_dir="x"
-        ),
+        changed(steps=9, keep=5, mesh__data=2, mesh__fsdp=4, data__threads=8, data__data_dir="x"),
     )
     configs.check_resumable(configs.from_json(configs.to_json(OLD)), OLD)
 
@@ -90,6 +88,41 @@ def test_other_changes_are_refused_and_listed():
 def test_a_name_that_only_begins_like_an_allowed_one_is_refused(field):
     with pytest.raises(UserError, match=field.replace("__", r"\.")):
         configs.check_resumable(OLD, changed(**{field: 7}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.depth", 0, "config.model.depth=0: must be at least 1"),
+        ("model.heads", -2, "config.model.heads=-2: must be at least 1"),
+        ("text.max_len", 0, "config.text.max_len=0: must be at least 1"),
+        ("text.width", -8, "config.text.width=-8: must be at least 1"),
+        ("eval.examples", 0, "config.eval.examples=0: must be at least 1"),
+        ("data.shift", -1, "config.data.shift=-1: must be at least 0"),
+        ("model.multipliers", (1, 0), r"config.model.multipliers=\[1, 0\]: must be at least 1"),
+        ("model.multipliers", (), r"config.model.multipliers=\[\]: must be at least 1"),
+        ("preview_prompts", (), None),
+        ("optim.lr", float("nan"), "config.optim.lr=nan: must be at least 0"),
+        ("log_every", 0, "config.log_every=0: must be at least 1; for never, give more than"),
+        ("preview_every", 1, None),
+        ("data.shift", 0, None),
+        ("mesh.fsdp", -1, None),
+        ("optim.warmup_steps", 0, None),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(field, value, says):
+    *groups, name = field.split(".")
+    config = ConfigDict({groups[0]: {name: value}} if groups else {name: value})
+    if says is None:
+        return configs.check_counts(config)
+    with pytest.raises(UserError, match=says):
+        configs.check_counts(config)
+
+
+@pytest.mark.parametrize("name", sorted(configs.list_configs()))
+def test_shipped_numbers_can_work(name):
+    for arg in ("", ":tiny"):
+        configs.check_counts(configs.load_config(name + arg))
 
 
 def test_arguments_are_flags():

@@ -120,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing(toy_config, train_toy, tmp_pa
     assert step == 6 and all(np.isfinite(leaf).all() for leaf in weights)
     # Step 8 had been sent off before step 7 was known to be bad, and changed nothing either.
     with config.unlocked():
-        config.toy.poison_step, config.save_every = -1, 6
+        config.toy.poison_step, config.save_every = 0, 6
     train_toy(config, tmp_path / "good")
     want, _ = saved(tmp_path / "good", 6)
     assert same(weights, want)
@@ -177,6 +177,7 @@ def test_init_from_another_shape(toy_config, train_toy, tmp_path, capsys):
         ({"steps": 0}, "config.steps=0: must be at least 1"),
         ({"optim__accum": 0}, "config.optim.accum=0"),
         ({"keep": 0}, "config.keep=0"),
+        ({"optim__lr": -1.0}, "config.optim.lr=-1.0: must be at least 0"),
         ({"mesh__data": 3}, "data=3.*does not multiply to the 8 devices"),
         ({"mesh__fsdp": 0}, "fsdp=0.*does not multiply to the 8 devices"),
         ({"mesh__fsdp": -1}, "does not multiply to the 8 devices"),
