@@ -1,12 +1,23 @@
 """Train a run, or go on with it: the same command again resumes where it was."""
 
+import contextlib
+import json
 import shutil
 import sys
 from pathlib import Path
 
 from mmx.core import config as configs
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir, check_workdir, open_or_create, parse_run
+from mmx.core.run_dir import (
+    RunDir,
+    check_data,
+    check_workdir,
+    keeps_stages,
+    open_or_create,
+    parse_run,
+    train_alone,
+    write_atomic,
+)
 
 HELP = "train a run, or go on with it"
 EXAMPLES = """\
@@ -42,37 +53,49 @@ def run(args) -> int:
         return 0
     if not args.workdir:
         raise UserError("--workdir is missing: name the folder of the run")
+    configs.check_counts(config)
     workdir = RunDir(Path(args.workdir))
     check_workdir(workdir, config)
     done = workdir.steps()
-    if done and done[-1] >= config.steps:
+    if done and done[-1] >= config.steps and _is_readable(workdir, done[-1]):
         print(f"{workdir.path}: all {config.steps} steps are done")
         return 0
-    _check_inputs(config, workdir, args.init_from)
+    data = _check_inputs(config, workdir, args.init_from)
 
     from mmx.cli.backend import start_jax
+
+    start_jax()
+    import jax
+
+    before = "run" if workdir.config_file.is_file() else "folder" * workdir.path.is_dir()
+    is_host_0 = jax.process_index() == 0
+    with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
+        try:
+            return _train(config, workdir, data, args.init_from)
+        except UserError:
+            if before != "run" and not workdir.environment_file.is_file():
+                # Refused before the first step: the workdir stays as it was.
+                for path in workdir.path.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if not before:
+                    workdir.path.rmdir()
+            raise
+
+
+def _train(config, workdir: RunDir, data: dict, init_from: str | None) -> int:
     from mmx.models.registry import make_task
     from mmx.train import loop, preemption
 
-    start_jax()
-    before = "run" if workdir.config_file.is_file() else "folder" * workdir.path.is_dir()
-    workdir = open_or_create(workdir.path, config)
+    open_or_create(workdir.path, config)
+    write_atomic(workdir.data_file, json.dumps(data, indent=2) + "\n")
     try:
-        loop.train(make_task(config, workdir), config, workdir, init_from=args.init_from)
+        loop.train(make_task(config, workdir), config, workdir, init_from=init_from)
     except preemption.Preempted as stopped:
         print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
         return preemption.EXIT_PREEMPTED
     except loop.NonFinite as error:
         print(f"mmx: error: {error}", file=sys.stderr)
         return 1
-    except UserError:
-        if before != "run" and not workdir.environment_file.is_file():
-            # Refused before the first step: the mended command must find the workdir as it was.
-            for path in workdir.path.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not before:
-                workdir.path.rmdir()
-        raise
     print(f"{workdir.path}: trained to step {config.steps}")
     return 0
 
@@ -88,21 +111,45 @@ def resolve(spec: str, overrides: list[str]):
     return apply(configs.load_config(spec), overrides)
 
 
-def _check_inputs(config, workdir: RunDir, init_from: str | None) -> None:
-    """What the run reads has to be there: found out before jax starts and the workdir is made."""
+def _is_readable(run: RunDir, step: int) -> bool:
+    """The name of a checkpoint says nothing of its content: a disk or a copy may have failed."""
+    from mmx.cli.backend import quiet_logs
+    from mmx.train.checkpoint import Checkpoints
+
+    quiet_logs()
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    try:
+        return checkpoints.is_readable(step)
+    finally:
+        checkpoints.close()
+
+
+def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
+    """What the run reads has to be there: found out before jax starts and the workdir is made.
+
+    Returns:
+      What the run notes of its data, see :func:`mmx.core.run_dir.check_data`.
+    """
     from mmx.cli.arguments import check_writable
     from mmx.data.source import open_source
     from mmx.models import registry
 
     registry.check_family(config)
-    if init_from:
+    if init_from and not workdir.steps():
         parse_run(init_from)
-    if "codec" in config and not workdir.stage("codec").is_dir():
+    pinned = keeps_stages(workdir, config) and workdir.stage("codec").is_dir()
+    if "codec" in config and not pinned:
         if not config.codec.run:
             raise UserError("config.codec.run is empty: name the tokenizer's run, "
                             "--config.codec.run=RUN[@STEP]")  # fmt: skip
         earlier, _ = parse_run(config.codec.run)
         registry.check_codec(earlier.config(), f"config.codec.run={config.codec.run}")
     check_writable(f"--workdir={workdir.path}", workdir.path)
-    data = config.data
-    open_source(data.source, data.split, data.data_dir)
+    info = open_source(config.data.source, config.data.split, config.data.data_dir).info
+    data = {
+        "directory": str(info.directory),
+        "splits": dict(info.splits),
+        "fingerprint": info.fingerprint,
+    }
+    check_data(workdir, data)
+    return data

@@ -2,14 +2,17 @@
 
 RUN/config.json        the resolved config
 RUN/tokenizer.json     the text tokenizer, copied from the dataset
+RUN/data.json          which data it learns from: where it lay, its splits and fingerprint
 RUN/environment.json   versions, devices, command of each start
 RUN/checkpoints/STEP/  Orbax
 RUN/stages/NAME/       frozen weights of earlier runs, exported once
 RUN/samples/           pictures
 RUN/metrics.json       scores of the last evaluation
 RUN/events.*           TensorBoard
+RUN/.lock              held by the process that trains
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +20,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +43,14 @@ class RunDir:
     @property
     def tokenizer_file(self) -> Path:
         return self.path / "tokenizer.json"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def environment_file(self) -> Path:
@@ -117,13 +129,17 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
 def check_workdir(run: RunDir, config: ConfigDict) -> None:
     """Refuse a workdir in which this config can neither start nor go on; writes nothing.
 
+    A run without a checkpoint holds nothing that another config could spoil: any may start there.
+
     Raises:
       UserError: a file, a folder of other things, or another run.
     """
     if run.config_file.is_file():
-        configs.check_resumable(run.config(), config)
+        old = run.config()
+        if run.steps():
+            configs.check_resumable(old, config)
     elif run.path.is_dir():
-        if any(run.path.iterdir()):
+        if any(path != run.lock_file for path in run.path.iterdir()):
             raise UserError(
                 f"--workdir={run.path}: the folder is not empty and is no run; choose another"
             )
@@ -131,31 +147,80 @@ def check_workdir(run: RunDir, config: ConfigDict) -> None:
         raise UserError(f"--workdir={run.path}: a file is there; name a folder")
 
 
+def keeps_stages(run: RunDir, config: ConfigDict) -> bool:
+    """Are the stages that lie in a workdir those of this config?"""
+    return run.config_file.is_file() and not configs.changed_fields(run.config(), config)
+
+
+def check_data(run: RunDir, data: dict) -> None:
+    """Refuse to go on with other data: the rows would come in another order, ids mean other words.
+
+    Args:
+      run: may be new, or begun by a version that recorded no data: nothing to compare.
+      data: ``{"directory": str, "splits": {name: count}, "fingerprint": str}``.
+
+    Raises:
+      UserError: the fingerprint is not the recorded one; lists what else differs.
+    """
+    if not run.steps() or not run.data_file.is_file():
+        return
+    old = json.loads(run.data_file.read_text())
+    if old["fingerprint"] != data["fingerprint"]:
+        changed = [f"{name} {old[name]} -> {data[name]}" for name in old if old[name] != data[name]]
+        raise UserError(
+            f"{data['directory']}: not the data that {run.path} began with, it was prepared anew "
+            f"({'; '.join(changed)}); put the old data back (--config.data.data_dir) or use a new "
+            "--workdir"
+        )
+
+
 def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
     """The run of a workdir: made when new, else checked to be of the same config.
 
     The stored config of a run that goes on is replaced by the new one, which can only differ in the
-    fields that a resumed run may change.
+    fields that a resumed run may change. What a start without a checkpoint took from its data, and
+    from earlier runs if the config is another, is taken anew.
 
     Raises:
       UserError: the workdir holds another run, or files that are no run.
     """
     run = RunDir(Path(workdir))
     check_workdir(run, config)
+    if not run.steps():
+        run.tokenizer_file.unlink(missing_ok=True)
+        run.data_file.unlink(missing_ok=True)
+        if not keeps_stages(run, config):
+            shutil.rmtree(run.path / "stages", ignore_errors=True)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomic(run.config_file, configs.to_json(config))
     return run
 
 
-def copy_tokenizer(run: RunDir, source: Path) -> None:
-    """Keep the tokenizer with the run. Raises UserError when the run has another one already."""
-    if run.tokenizer_file.is_file():
-        if run.tokenizer_file.read_bytes() != source.read_bytes():
+@contextlib.contextmanager
+def train_alone(run: RunDir) -> Iterator[None]:
+    """Keep other processes from training in a run meanwhile; makes its folder.
+
+    Raises:
+      UserError: one does already.
+    """
+    import fcntl
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock_file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise UserError(
-                f"{source}: the dataset's tokenizer is not the one that {run.path} was trained "
-                "with; the dataset was prepared anew. Use a new --workdir."
-            )
-        return
+                f"--workdir={run.path}: another `mmx train` is at work there; wait until it ends, "
+                "or choose another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def copy_tokenizer(run: RunDir, source: Path) -> None:
+    """Keep the tokenizer with the run."""
     temporary = run.tokenizer_file.with_suffix(".tmp")
     shutil.copyfile(source, temporary)
     temporary.replace(run.tokenizer_file)

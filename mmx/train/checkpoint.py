@@ -128,17 +128,29 @@ class Checkpoints:
         if others == self.steps():
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {others}")
         try:
-            saved = self.manager.item_metadata(step)["model"]
-            # Asked for on the host: else Orbax wants the devices that it was saved from.
-            host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(saved))
-            args = ocp.args.Composite(model=ocp.args.StandardRestore(host))
-            return self.manager.restore(step, args=args)["model"]
+            return self._read_host(step, "model")
         except Exception as error:
             instead = f"name another as RUN@STEP: {others}" if others else "there is no other"
             raise UserError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read ({_brief(error)}); "
                 f"{instead}"
             ) from error
+
+    def is_readable(self, step: int) -> bool:
+        """Whether all of a step can be read; takes the time and the memory that reading takes."""
+        try:
+            for item in ("model", "train"):
+                self._read_host(step, item)
+        except Exception:  # Orbax raises whatever its storage raises
+            return False
+        return True
+
+    def _read_host(self, step: int, item: str) -> dict:
+        saved = self.manager.item_metadata(step)[item]
+        # Asked for on the host: else Orbax wants the devices that it was saved from.
+        host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(saved))
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(host)})
+        return self.manager.restore(step, args=args)[item]
 
     def _read(self, step: int, item: str, target: Any) -> Any:
         try:
@@ -170,15 +182,15 @@ class Checkpoints:
                 return step, self.restore(step, abstract, shardings)
             except BrokenCheckpoint as error:
                 aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
+                before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
                 if jax.process_index() == 0:
                     aside.parent.mkdir(exist_ok=True)
                     shutil.move(self.directory / str(step), aside)
-                before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
-                print(
-                    f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
-                    f"going on from {before}",
-                    file=sys.stderr,
-                )
+                    print(
+                        f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
+                        f"going on from {before}",
+                        file=sys.stderr,
+                    )
                 self.manager.reload()
         return None
 

@@ -152,10 +152,35 @@ def test_another_config_in_a_workdir(hollow, capsys):
     assert "steps" not in captured.replace("warmup_steps", "")
 
 
-def test_run_that_is_done_says_so(hollow, capsys):
-    run = hollow("tokens", TOKENIZER[2])
-    assert main([*TOKENIZER, "--workdir", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run}: all 20 steps are done\n"
+def test_run_that_is_done_says_so(vqgan_run, capsys):
+    data = f"--config.data.data_dir={RunDir(vqgan_run).config().data.data_dir}"
+    assert main([*TOKENIZER, "--workdir", str(vqgan_run), data]) == 0
+    assert capsys.readouterr().out == f"{vqgan_run}: all 20 steps are done\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "low"),
+    [
+        ("model.depth=0", 1),
+        ("model.heads=0", 1),
+        ("text.max_len=0", 1),
+        ("text.width=-4", 1),
+        ("text.depth=0", 1),
+        ("eval.examples=0", 1),
+        ("sample.steps=0", 1),
+        ("data.shift=-1", 0),
+        ("optim.lr=-1.0", 0),
+    ],
+)
+def test_numbers_that_cannot_work(refused, field, low, tmp_path):
+    message = refused(*MUSE, "--workdir", tmp_path / "run", f"--config.{field}")
+    assert message == f"config.{field}: must be at least {low}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_ones_own_is_asked_for(refused, tmp_path):
+    message = refused("train", "--config", "vqgan/muse256", "--workdir", tmp_path / "run")
+    assert "--config.data.source=tfds:YOURS" in message and "mmx prepare folder DIR" in message
 
 
 def test_a_step_is_a_folder_with_a_number(hollow):

@@ -64,14 +64,55 @@ def test_going_on_keeps_the_new_length_and_refuses_the_rest(run):
     assert run.config().optim.lr == 1.0
 
 
-def test_another_tokenizer_is_refused(run, tmp_path):
-    (tmp_path / "one.json").write_text("1")
-    (tmp_path / "two.json").write_text("2")
-    run_dir.copy_tokenizer(run, tmp_path / "one.json")
-    run_dir.copy_tokenizer(run, tmp_path / "one.json")
-    with pytest.raises(UserError, match=r"two\.json: the dataset's tokenizer is not the one"):
-        run_dir.copy_tokenizer(run, tmp_path / "two.json")
-    assert run.tokenizer_file.read_text() == "1"
+DATA = {"directory": "a/1.0.0", "splits": {"train": 5}, "fingerprint": "f00"}
+
+
+def test_other_data_is_refused(run):
+    run_dir.check_data(run, DATA)  # begun by a version that recorded none
+    run.data_file.write_text(json.dumps(DATA))
+    run_dir.check_data(run, DATA | {"directory": "b/1.0.0"})  # it may move
+    anew = DATA | {"splits": {"train": 6}, "fingerprint": "ba5"}
+    with pytest.raises(UserError) as raised:
+        run_dir.check_data(run, anew)
+    for part in ("a/1.0.0: not the data that", "prepared anew", "{'train': 5} -> {'train': 6}",
+                 "fingerprint f00 -> ba5", "put the old data back", "a new --workdir"):  # fmt: skip
+        assert part in str(raised.value)
+
+
+def test_what_saved_nothing_is_begun_anew(tmp_path):
+    """A start that failed before its first checkpoint holds nobody to its config or its data."""
+    run = run_dir.open_or_create(tmp_path / "a", CONFIG)
+    for file in (run.tokenizer_file, run.data_file, run.stage("codec") / "pin.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    longer = ConfigDict(CONFIG.to_dict() | {"steps": 9})
+    assert run_dir.keeps_stages(run, longer)
+    run_dir.open_or_create(run.path, longer)
+    # The data may be other data by now. The earlier run may be gone: its pinned weights stay.
+    assert not run.tokenizer_file.exists() and not run.data_file.exists()
+    assert run.stage("codec").is_dir()
+    other = ConfigDict(CONFIG.to_dict() | {"optim": {"lr": 2.0}})
+    assert not run_dir.keeps_stages(run, other)
+    assert run_dir.open_or_create(run.path, other).config().optim.lr == 2.0
+    assert not run.stage("codec").exists()
+    # A model of another library, where mmx never was: its config.json stays.
+    run.config_file.write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="not of a run of mmx"):
+        run_dir.open_or_create(run.path, other)
+    assert "llama" in run.config_file.read_text()
+
+
+def test_one_process_trains_in_a_run(tmp_path):
+    run = run_dir.RunDir(tmp_path / "a")
+    with run_dir.train_alone(run):
+        with (
+            pytest.raises(UserError, match="another `mmx train` is at work there"),
+            run_dir.train_alone(run),
+        ):
+            pass
+        run_dir.check_workdir(run, CONFIG)  # the lock alone makes it no folder of other things
+    with run_dir.train_alone(run):
+        pass
 
 
 def test_each_start_is_recorded(run):

@@ -27,7 +27,12 @@ D, EXAMPLES = 8, 37
 class ToySource:
     """37 examples of 8 numbers, and no file."""
 
-    info = SimpleNamespace(attribution="toy numbers")
+    info = SimpleNamespace(
+        attribution="toy numbers",
+        directory="data/toy",
+        splits={"train": EXAMPLES},
+        fingerprint="of 37 examples",
+    )
 
     def __len__(self):
         return EXAMPLES
