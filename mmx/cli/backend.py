@@ -1,6 +1,7 @@
 """Starting jax: what must be set before, where compiled programs are kept, what it may say."""
 
 import ctypes
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,17 @@ def before_jax() -> None:
     # 1.4 times faster matmul gradients on CPUs with 512-bit vectors; ignored elsewhere.
     if "xla_cpu_prefer_vector_width" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
-    _keep_freed_memory()
+    if _computes_on_cpu():
+        _keep_freed_memory()
+
+
+def _computes_on_cpu() -> bool:
+    """Will jax compute on the CPU? As far as can be told without jax: by what is installed."""
+    chosen = os.environ.get("JAX_PLATFORMS")
+    if chosen:
+        return chosen == "cpu"
+    # Where jax looks for accelerators: plugins (CUDA, ROCm, Metal), and the TPU's library.
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def _keep_freed_memory() -> None:
@@ -23,6 +34,8 @@ def _keep_freed_memory() -> None:
 
     A step on the CPU frees about a gigabyte of scratch at its end. Given back to the system, each
     of its pages is cleared and mapped again in the next step: a sixth of the step's CPU time.
+    Not for the host of an accelerator: its many threads load data, and would wait for each other
+    at the one arena.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.cli.backend import before_jax
 from mmx.cli.main import _parser, main
 from mmx.cli.train import resolve
 
@@ -91,6 +92,27 @@ def test_reader_that_goes_away_is_no_error(unbuffered):
     done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "installed", "kept"),
+    [
+        ("", [], True),
+        ("cpu", ["jax_plugins", "libtpu"], True),
+        ("", ["jax_plugins"], False),
+        ("", ["libtpu"], False),
+        ("cuda", [], False),
+        ("tpu,cpu", [], False),
+    ],
+)
+def test_only_where_the_cpu_computes_is_freed_memory_kept(monkeypatch, chosen, installed, kept):
+    """One arena for all threads would hold up the host of an accelerator."""
+    calls = []
+    monkeypatch.setattr("mmx.cli.backend._keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in installed or None)
+    monkeypatch.setenv("JAX_PLATFORMS", chosen)
+    before_jax()
+    assert bool(calls) == kept
 
 
 def test_interrupt_is_one_line(monkeypatch, capsys):
