@@ -3,14 +3,18 @@
 # The Makefile's helper. $PYTHON names the Python to use; without it, the newest of those below.
 set -eu
 folder=$1 extras=$2 device=${3:-cpu}
-newest_first="python3.13 python3.12 python3.11 python3 python"
 
 say() { echo "mmx: $*" >&2; }
 stop() { say "$*"; exit 1; }
 
 # 1. A Python that is new enough and can make virtual environments.
 python='' too_old='' no_venv=''
-for name in ${PYTHON:-$newest_first}; do
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3.13 python3.12 python3.11 python3 python # the newest first
+fi
+for name in "$@"; do
     version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     if ! "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
         too_old=${too_old:-"$name is $version"}

@@ -174,16 +174,16 @@ def test_install_script_stops_with_one_line(tmp_path):
     for name in ("sh", "uname", "tr", "sed"):
         (tools / name).symlink_to(shutil.which(name))
 
-    def install(pretend: str | None) -> str:
+    def install(pretend: str | None, path: Path = tools / "python3", **env: str) -> str:
         """What the script says on a machine whose only Python first does ``pretend``."""
         if pretend is not None:
             code = f"import sys; {pretend}; exec(sys.argv[1])"
             fake = f'#!/bin/sh\nexec \'{sys.executable}\' -c "{code}" "$2"\n'
-            (tools / "python3").write_text(fake)
-            (tools / "python3").chmod(0o755)
+            path.write_text(fake)
+            path.chmod(0o755)
         result = subprocess.run(
             [REPO / "constraints/install.sh", tmp_path / "venv", "demo"],
-            env={"PATH": str(tools)},
+            env={"PATH": str(tools), **env},
             cwd=REPO,
             capture_output=True,
             text=True,
@@ -197,3 +197,5 @@ def test_install_script_stops_with_one_line(tmp_path):
     assert "needs Python 3.11 or newer (python3 is 3.10)" in install(too_old)
     no_venv = "sys.modules['ensurepip'] = None; sys.version_info = (3, 12, 1, 'final', 0)"
     assert "apt install python3.12-venv" in install(no_venv)
+    mine = tmp_path / "my python"
+    assert f"({mine} is 3.10)" in install(too_old, path=mine, PYTHON=str(mine))
