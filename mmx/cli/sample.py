@@ -133,7 +133,7 @@ def _check_prompts(run_dir: RunDir, prompts: list[str], negative: str) -> None:
     if "sample" not in config:
         raise UserError(
             f"{run_dir.path}: a run of the family {config.family!r}, which draws nothing from "
-            "prompts; name a run of the family muse"
+            "prompts; name a run that learned from captions"
         )
     from mmx.data.text import Tokenizer
 

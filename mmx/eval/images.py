@@ -27,7 +27,11 @@ def from_uint8(image_u8: np.ndarray) -> np.ndarray:
     image_u8 = np.asarray(image_u8)
     if image_u8.dtype != np.uint8:
         raise ValueError(f"expected uint8, got {image_u8.dtype}")
-    return (image_u8 / 127.5 - 1).astype(np.float32)
+    image = image_u8.astype(np.float32)  # never float64: that would be eight times the image
+    image *= 2
+    image -= 255
+    image /= 255  # whole numbers so far: rounded once, here
+    return image
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
@@ -35,11 +39,14 @@ def as_float(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return from_uint8(images)
-    return np.clip(images.astype(np.float32), -1, 1)
+    return np.clip(np.asarray(images, np.float32), -1, 1)
 
 
 def psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each image in dB, [B]: 10 log10(4 / mse), peak 2.
+
+    Works in float64: give a batch at a time. A mean over images is a mean of these, not the PSNR of
+    the mean error.
 
     Both [B, H, W, C], uint8 or float in [-1, 1]; values beyond are clipped, as a viewer would, but
     not rounded to 8 bits. At most `MAX_PSNR`; nan where an image is not finite.
@@ -50,11 +57,6 @@ def psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:
     error = as_float(images).astype(np.float64) - as_float(recon)
     mse_B = (error**2).mean((1, 2, 3))
     return 10 * np.log10(4 / np.maximum(mse_B, 4 * 10 ** (-MAX_PSNR / 10)))
-
-
-def mean_psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> stats.Score:
-    """Mean over images of `psnr` (not the PSNR of the mean error), bootstrap over images."""
-    return stats.mean(psnr(images_BHWC, recon_BHWC))
 
 
 def perplexity(counts_E: np.ndarray) -> float:

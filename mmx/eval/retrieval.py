@@ -59,12 +59,20 @@ def _blur_matrix(kernel: np.ndarray) -> np.ndarray:
     return np.stack([np.convolve(row, kernel) for row in np.eye(SIZE)], 1).astype(np.float32)
 
 
-def _prepare(images: np.ndarray) -> np.ndarray:
-    """Images [B, H, W, 3] -> ink float32 [B, 32, 32, 3]: 0 where the page is white, else -2..0."""
+def shrink(images: np.ndarray) -> np.ndarray:
+    """All that the distance reads of images: uint8 or float [B, H, W, 3] -> float32 [B, 32, 32, 3].
+
+    The distances of what comes back are those of what went in.
+    """
     images = im.as_float(images)
     if images.ndim != 4:
         raise ValueError(f"expected images [B, H, W, C], got shape {images.shape}")
-    return area_resize(images, SIZE) - 1
+    return area_resize(images, SIZE)
+
+
+def _prepare(images: np.ndarray) -> np.ndarray:
+    """Images [B, H, W, 3] -> ink float32 [B, 32, 32, 3]: 0 where the page is white, else -2..0."""
+    return shrink(images) - 1
 
 
 def _blur(ink_BHWC: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ from mmx.eval.grid import Section, decoding_section
 
 NUM_CAPTIONS = 256  # training captions that are asked for
 COLUMNS = 8
+CODEC_SPLITS = ("train", "test")
+HELD_OUT = "heldout_composition"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Model:
       decode: codes [n, S] -> float [n, H, W, 3].
       num_codes: of the codec; a code of that value is hidden.
       grid: codes along one side.
+      batch_size: rows that a split is read and reconstructed by.
     """
 
     draw: Callable[[Sequence[str], int], dict[str, np.ndarray]]
@@ -34,10 +37,28 @@ class Model:
     decode: Callable[[np.ndarray], np.ndarray]
     num_codes: int
     grid: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a split: its images are as large as memory, so they are read and let go.
+
+    Attributes:
+      records: the examples without their images.
+      small: float32 [n, 32, 32, 3] in [-1, 1], the images at the size of `retrieval`'s distance.
+      psnr: [n] of the codec and
+      codes: int [n, S]; both empty for a split that did not go through the codec.
+    """
+
+    records: list[dict[str, Any]]
+    small: np.ndarray
+    psnr: np.ndarray
+    codes: np.ndarray
 
 
 def report(
-    model: Model, splits: dict[str, list[dict[str, Any]]], seed: int = 0
+    model: Model, splits: dict[str, Sequence[dict[str, Any]]], seed: int = 0
 ) -> tuple[dict[str, Any], list[Section]]:
     """Scores and the sections of the picture.
 
@@ -51,30 +72,29 @@ def report(
     Returns:
       ({name: Score or float}, sections for :func:`mmx.eval.grid.draw_grid`).
     """
-    scores = codec_scores(model, splits)
-    untoned = {
-        split: [e for e in examples if e.get("untoned", True)]
-        for split, examples in splits.items()
-        if split != "heldout_composition"
-    }
-    gallery = np.stack([e["image"] for examples in untoned.values() for e in examples])
-    first = 0
-    for split in untoned:  # where the training images stand in the gallery
-        if split == "train":
-            break
-        first += len(untoned[split])
-    train = untoned["train"]
+    seen = {name: read(model, split, name in CODEC_SPLITS) for name, split in splits.items()}
+    scores = codec_scores(seen, model.num_codes)
+    gallery, first = [], 0
+    for name, split in seen.items():
+        if name == HELD_OUT:
+            continue
+        untoned = [i for i, r in enumerate(split.records) if r.get("untoned", True)]
+        if name == "train":  # where the training images stand in the gallery
+            train, first = np.array(untoned), sum(map(len, gallery))
+        gallery.append(split.small[untoned])
     count = min(NUM_CAPTIONS, len(train))
     chosen = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
-    true_image = np.stack([train[i]["image"] for i in chosen])
-    captions = [train[i]["text"] for i in chosen]
+    true = train[chosen]
+    captions = [seen["train"].records[i]["text"] for i in true]
     drawn = model.draw(captions, seed)
-    reconstructed, _ = model.reconstruct(true_image)
-    scores |= retrieval.caption_recall(drawn["image"], reconstructed, first + chosen, gallery)
+    reconstructed = reconstruct(model, splits["train"], true)
+    scores |= retrieval.caption_recall(
+        drawn["image"], reconstructed, first + chosen, np.concatenate(gallery)
+    )
 
-    training_images = np.stack([e["image"] for e in splits["train"]])
+    training_images = seen["train"].small
     near, _ = retrieval.nearest(drawn["image"], training_images)
-    apart, _ = retrieval.nearest(true_image, training_images, distinct=True)
+    apart, _ = retrieval.nearest(training_images[true], training_images, distinct=True)
     scores["nearest_training_image/rms"] = stats.mean(near)
     scores["nearest_training_image/rms_between_training_images"] = stats.mean(apart)
 
@@ -86,43 +106,67 @@ def report(
             "Training captions",
         )
     ]
-    if splits.get("heldout_composition"):
-        more, section = held_out_tones(model, splits, seed)
+    if splits.get(HELD_OUT):
+        more, section = held_out_tones(model, splits[HELD_OUT], seen, seed)
         scores |= more
         sections.append(section)
     sections.append(decoding_row(model, drawn, captions, int(show[0])))
     return scores, sections
 
 
-def codec_scores(model: Model, splits: dict[str, list[dict]]) -> dict[str, Any]:
+def read(model: Model, examples: Sequence[dict[str, Any]], through_codec: bool) -> Seen:
+    """One pass over a split, a batch of images in memory at a time."""
+    records, small, psnr, codes = [], [], [np.zeros(0)], [np.zeros((0, model.grid**2), np.int32)]
+    for start in range(0, len(examples), model.batch_size):
+        rows = range(start, min(start + model.batch_size, len(examples)))
+        batch = [examples[i] for i in rows]
+        records += [{k: v for k, v in e.items() if k != "image"} for e in batch]
+        image_u8 = np.stack([e["image"] for e in batch])
+        small.append(retrieval.shrink(image_u8))
+        if through_codec:
+            recon, ids = model.reconstruct(image_u8)
+            psnr.append(image_scores.psnr(image_u8, recon))
+            codes.append(ids)
+    if not small:
+        small.append(np.zeros((0, retrieval.SIZE, retrieval.SIZE, 3), np.float32))
+    return Seen(records, np.concatenate(small), np.concatenate(psnr), np.concatenate(codes))
+
+
+def reconstruct(model: Model, examples: Sequence[dict[str, Any]], which) -> np.ndarray:
+    """Some images of a split through the codec, float [len(which), H, W, 3]."""
+    return model.reconstruct(np.stack([examples[int(i)]["image"] for i in which]))[0]
+
+
+def codec_scores(seen: dict[str, Seen], num_codes: int) -> dict[str, Any]:
     """PSNR of the codec on each split, and its codebook use on the training split."""
     scores: dict[str, Any] = {}
-    for split in ("train", "test"):
-        if not splits.get(split):
+    for split in CODEC_SPLITS:
+        if split not in seen or not seen[split].records:
             continue
-        image = np.stack([e["image"] for e in splits[split]])
-        recon, codes = model.reconstruct(image)
-        scores[f"tokenizer/psnr_{split}"] = image_scores.mean_psnr(image, recon)
+        scores[f"tokenizer/psnr_{split}"] = stats.mean(seen[split].psnr)
         if split == "train":
-            use, perplexity = image_scores.codebook_use(codes, model.num_codes)
+            use, perplexity = image_scores.codebook_use(seen[split].codes, num_codes)
             scores["tokenizer/codebook_use"] = use
             scores["tokenizer/codebook_perplexity"] = perplexity
     return scores
 
 
-def held_out_tones(model: Model, splits, seed: int) -> tuple[dict[str, Any], Section]:
+def held_out_tones(
+    model: Model, held_out: Sequence[dict[str, Any]], seen: dict[str, Seen], seed: int
+) -> tuple[dict[str, Any], Section]:
     """Tone match on (concept, tone) pairs that were held out, and three rows of them."""
-    examples, records = [], []
-    for split in ("train", "heldout_composition"):
-        for example in splits[split]:
-            examples.append(example)
-            records.append(example | {"trained": split == "train"})
-    image = np.stack([e["image"] for e in examples])
-    asked = tone.questions(image, records)
-    captions = [examples[i]["text"] for i in asked.true_Q]
+    records = [
+        record | {"trained": split == "train"}
+        for split in ("train", HELD_OUT)
+        for record in seen[split].records
+    ]
+    small = np.concatenate([seen["train"].small, seen[HELD_OUT].small])
+    asked = tone.questions(small, records)
+    captions = [records[i]["text"] for i in asked.true_Q]
     drawn = model.draw(captions, seed)["image"]
-    reconstructed, _ = model.reconstruct(image[asked.true_Q])
-    scores = tone.tone_match(drawn, reconstructed, asked, image, records)
+    # What is asked was never trained on, so it lies behind the training split.
+    reconstructed = reconstruct(model, held_out, asked.true_Q - len(seen["train"].records))
+    scores = tone.tone_match(drawn, reconstructed, asked, small, records)
     show = np.random.default_rng(seed + 2).permutation(len(captions))[: 3 * COLUMNS]
     section = Section(
         image_scores.to_uint8(drawn[show]),

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmx.data.emoji_table import TONES
 from mmx.eval import retrieval, stats
-
-TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 Records = Sequence[Mapping]
 

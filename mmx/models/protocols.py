@@ -1,12 +1,116 @@
-"""What families may know of each other: a codec and a text encoder, by shape and by call.
+"""What is known of a family without importing it: its task, its codec, its text encoder.
 
-A family that needs an earlier stage takes any object of these protocols; `registry` finds which.
-Axis letters: B batch, h w latent grid, H W pixels, T text tokens, D width.
+The loop and the verbs of ``mmx`` know a :class:`Task`, or a :class:`DrawingTask` where they draw. A
+family that needs an earlier stage takes any object of :class:`Codec`; `registry` finds which.
+Axis letters: B batch, R decoding steps, S image codes, h w latent grid, H W pixels, T text tokens,
+D width.
 """
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+
+
+class OpenRun(Protocol):
+    """A trained run, on the devices: what a task needs to report on one (`mmx.cli.run.Run`).
+
+    Attributes:
+      params, extra, frozen: weights; params are the averaged ones where the run averages.
+      mesh: that they lie on.
+    """
+
+    params: Any
+    extra: Any
+    frozen: Any
+    mesh: Any
+
+    def draw_batches(
+        self, prompts: list[str], negative: str, options: Any, seed: int, *, batch_size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """{"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [B, R, S]}."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Contract 1: all that the loop and the verbs know of a family. Built from (config, run).
+
+    Attributes:
+      family: its name in the registry.
+      config: of the run.
+      batch_coupled: rows of a batch see each other (batch entropy, an EMA codebook), so gradients
+        cannot be accumulated.
+    """
+
+    family: str
+    config: Any
+    batch_coupled: bool
+
+    def transform(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """An example of the data -> a row of the batch."""
+        ...
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name -> global shape and dtype of a batch of rows."""
+        ...
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """(params, extra), every leaf logically named; extra changes without gradients."""
+        ...
+
+    def abstract_frozen(self) -> Any:
+        """Shapes of :meth:`load_frozen`."""
+        ...
+
+    def load_frozen(self, mesh: Any) -> Any:
+        """Weights of earlier stages on the mesh, replicated. Raises UserError when damaged."""
+        ...
+
+    def param_labels(self, params: Any) -> Any:
+        """Group of each parameter, for optimiser, clipping, decay and average."""
+        ...
+
+    def loss(self, params, extra, frozen, batch, rng, step, train=True) -> tuple[jax.Array, tuple]:
+        """(scalar, (metrics, extra)). Pure."""
+        ...
+
+    def train_flops_per_row(self) -> float:
+        """Model FLOPs of one row's forward and backward pass."""
+        ...
+
+    def evaluators(self, mesh: Any) -> list:
+        """For the loop: objects with ``run(params, extra, frozen)`` that yields (name, float)."""
+        ...
+
+    def preview(self, params, extra, frozen, mesh: Any) -> dict[str, np.ndarray]:
+        """Name -> uint8 picture [H, W, 3] for TensorBoard, at a fixed seed."""
+        ...
+
+    def report(self, run: OpenRun, seed: int) -> Any:
+        """A `mmx.eval.report.Report`: scores with intervals and the sections of a picture."""
+        ...
+
+    def options(self, **changes: Any) -> Any:
+        """The run's sampling options, a frozen dataclass, with the changes that are not None.
+
+        Raises:
+          UserError: a value out of range, or a family that draws nothing from prompts.
+        """
+        ...
+
+
+class DrawingTask(Task, Protocol):
+    """A task whose :meth:`options` does not refuse: it draws pictures from prompts."""
+
+    def prompts(self, texts: list[str], negative: str, first_index: int) -> dict[str, np.ndarray]:
+        """A prompt batch. Raises UserError for an empty or over-long prompt."""
+        ...
+
+    def sampler(self, mesh: Any, options: Any):
+        """``(params, extra, frozen, prompt batch, key) -> image, codes, trace [R, B, S]``."""
+        ...
 
 
 class Codec(Protocol):
@@ -34,11 +138,14 @@ class Codec(Protocol):
 
 
 class FrozenTextEncoder(Protocol):
-    """Ids -> embeddings, never trained. Its output may be cached with the data: a batch that has
-    ``text_emb`` [B, T, D] beside ``text_mask`` skips the call.
+    """Ids -> embeddings, never trained (T5, CLIP), so its output may be cached with the data.
+
+    A family encodes nothing where a batch has ``text_emb`` float [B, T, D] beside ``text_mask``: it
+    reads the embeddings instead of ``text_ids``, in training, evaluation and sampling alike. None
+    is built in, and no data set here carries embeddings yet.
 
     Attributes:
-      width: D of the embeddings.
+      width: D of the embeddings, the ``config.text.width`` of the run.
       name: of model and revision: part of the cache's identity, as is its dtype.
     """
 
@@ -46,5 +153,6 @@ class FrozenTextEncoder(Protocol):
     name: str
 
     def encode(self, weights: Any, text_ids_BT: jax.Array, text_mask_BT: jax.Array) -> jax.Array:
-        """int32 [B, T], bool [B, T] (True = real) -> float [B, T, D]; padding rows are zeroed."""
+        """int32 [B, T], bool [B, T] (True = real) -> float [B, T, D]; rows at padding are finite
+        and mean nothing, whoever reads the result masks them."""
         ...

@@ -1,8 +1,9 @@
-"""Any number of rows on any mesh: filled up to what the mesh divides, cut again after."""
+"""Rows on their way to the networks: any number on any mesh; 8-bit images as floats."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmx.train.sharding import batch_sharding, replicated
@@ -26,3 +27,8 @@ def fill_rows(rows: Any, mesh) -> tuple[Any, int]:
     if missing:
         rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, 0)]), rows)
     return jax.device_put(rows, replicated(mesh)), count
+
+
+def to_float(image_u8: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return image_u8.astype(jnp.float32) / 127.5 - 1.0

@@ -30,7 +30,11 @@ def pin(
     drop: tuple[str, ...] = (),
     accept: Callable[[ConfigDict], object] = lambda config: None,
 ) -> Path:
-    """Copy an earlier run's config and averaged weights into this run; do nothing when it is there.
+    """Copy an earlier run's config and weights into this run; do nothing when they are there.
+
+    The weights are those that the earlier run scores itself by at that step: the parameters'
+    running average where ``config.optim.ema`` keeps one, beside ``extra`` (a codebook) as training
+    left it. ``config.offline_ema`` is not applied: no tokenizer's config sets it.
 
     Args:
       run: the later run.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.cli import evaluate
 from mmx.cli.main import main
 from mmx.core.run_dir import RunDir
 from mmx.eval.png import read_metadata
@@ -25,7 +26,7 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     assert f"\nscores:      {run}/metrics.json\n" in out
     assert f"\npicture:     {picture}\n" in out
     # Quoted for a shell.
-    assert out.endswith(f"TensorBoard: tensorboard --logdir '{tmp_path}/my run; '\"'\"'a'\"'\"''\n")
+    assert out.endswith(f"tensorboard --logdir '{tmp_path}/my run; '\"'\"'a'\"'\"''\n")
     assert "training_caption_recall/r1" in out and "held_out/" in out
     assert "draw 256/256" in captured.err
     scores = json.loads((run / "metrics.json").read_text())["scores"]
@@ -58,6 +59,30 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     shutil.rmtree(run / "checkpoints" / "30")
     (run / "metrics.json").write_text("{")
     assert main(["evaluate", str(run)]) == 130
+
+
+def test_the_command_of_tensorboard_works_as_printed(tmp_path, monkeypatch):
+    """An environment need not be activated: `make demo` calls .venv/bin/mmx."""
+    scripts = tmp_path / "my project" / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("sys.executable", str(scripts / "python"))
+    monkeypatch.chdir(tmp_path / "my project")
+    assert evaluate._tensorboard() == "tensorboard"
+    (scripts / "tensorboard").touch()
+    assert evaluate._tensorboard() == ".venv/bin/tensorboard"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate._tensorboard() == "'../my project/.venv/bin/tensorboard'"
+    monkeypatch.chdir(scripts)
+    assert evaluate._tensorboard() == "./tensorboard"
+
+
+def test_an_unknown_family_is_refused_before_jax_starts(vqgan_run, tmp_path, capsys):
+    run = copy(vqgan_run, tmp_path / "run")
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"vqgan"', '"spae"'))
+    assert main(["evaluate", str(run)]) == 2
+    assert "config.family='spae': use one of vqgan, muse" in capsys.readouterr().err
 
 
 def test_evaluate_a_tokenizer(vqgan_run, data_dir, tmp_path, capsys):
@@ -132,7 +157,7 @@ def test_refused_by_the_model_leaves_the_workdir_as_it_was(data_dir, tmp_path, c
 def test_failed_training_exits_with_1(data_dir, tmp_path, capsys):
     argv = ["train", "--config", "vqgan/openmoji32:tiny", "--workdir", str(tmp_path / "run"),
             f"--config.data.data_dir={data_dir}",
-            "--config.optim.lr=nan", "--config.steps=4"]  # fmt: skip
+            "--config.optim.lr=1e38", "--config.steps=4"]  # fmt: skip
     assert main(argv) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and err.splitlines()[-1].startswith("mmx: error: step ")

@@ -1,6 +1,7 @@
 """8-bit conversion, PSNR and codebook use against numbers worked out by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,18 @@ def test_all_256_levels_survive_the_round_trip():
     floats = images.from_uint8(levels)
     assert floats.dtype == np.float32 and floats[0] == -1 and floats[255] == 1
     np.testing.assert_array_equal(images.to_uint8(floats), levels)
+    np.testing.assert_array_equal(floats, (levels / 127.5 - 1).astype(np.float32))
+
+
+def test_no_image_becomes_float64_on_its_way():
+    """5,000 images of 256x256 are 3.9 GB in float32; a float64 copy would be 7.9 GB more."""
+    image_u8 = np.zeros((16, 128, 128, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        images.as_float(image_u8)
+        assert tracemalloc.get_traced_memory()[1] < 4.5 * image_u8.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_rounding_is_to_the_nearest_level_with_halves_up():
@@ -35,7 +48,6 @@ def test_psnr_by_hand_and_image_by_image():
     recon[0] += 0.2  # mse 0.04: 10 log10(4 / 0.04) = 20 dB
     recon[1] += 0.02  # 40 dB
     np.testing.assert_allclose(images.psnr(truth, recon), [20, 40, images.MAX_PSNR], atol=1e-4)
-    assert images.mean_psnr(truth, recon).value == pytest.approx((20 + 40 + 100) / 3)
 
 
 def test_psnr_takes_both_kinds_and_clips_as_a_viewer_does():

@@ -78,6 +78,14 @@ def test_float_and_larger_images_mean_the_same():
     )
 
 
+def test_shrunken_images_are_as_far_apart_as_the_whole_ones():
+    gallery = gallery_of(4).repeat(2, 1).repeat(2, 2)  # 64x64
+    small = retrieval.shrink(gallery)
+    assert small.shape == (4, 32, 32, 3) and small.dtype == np.float32
+    whole = retrieval.distances(gallery, gallery)
+    np.testing.assert_array_equal(retrieval.distances(small, small), whole)
+
+
 def test_area_resize_by_hand():
     row = np.array([0.0, 3.0, 6.0], np.float32).reshape(1, 1, 3, 1).repeat(3, 1)
     # 3 -> 2: a new pixel covers one and a half old ones: (0 + 1.5) / 1.5 and (1.5 + 6) / 1.5.

@@ -10,7 +10,7 @@ import pytest
 import mmx
 from mmx.core import tree
 from mmx.core.errors import UserError
-from mmx.models.vqgan.task import to_float
+from mmx.models.rows import to_float
 from mmx.train.optim import offline_ema
 from mmx.train.start import read_weights
 
@@ -63,7 +63,7 @@ def test_scores_of_both_stages_are_in_their_ranges(muse, vqgan_run):
     assert 8 < scores["test/psnr"] < 40
     assert 0 < scores["test/codebook_use"] <= 1
     # Twenty steps are worth something: far above one grey picture.
-    image = to_float(tokenizer.task._plain(evaluator.source[0], None)["image"][None])
+    image = to_float(evaluator._plain(evaluator.source[0], None)["image"][None])
     codes = jax.jit(tokenizer.task.codec.encode)(
         {"params": tokenizer.params, "extra": tokenizer.extra}, image
     )

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from mmx.core import rng as rngs
-from mmx.models.muse.task import SampleOptions
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -48,7 +47,7 @@ def test_eight_pictures_are_learned_and_drawn(build, patch):
     assert np.mean([m["accuracy"] for m in seen]) > 0.99
 
     prompts = task.prompts(list(build.captions))
-    options = SampleOptions.of(task.config, steps=12)
+    options = task.options(steps=12)
     sample = jax.jit(lambda p, key: task.sample(p, {}, task._frozen_host(), prompts, key, options))
     out = sample(state.params, rngs.base_key(5))
     np.testing.assert_array_equal(out["codes"], codes)

@@ -9,10 +9,9 @@ import pytest
 
 from mmx.core import rng as rngs
 from mmx.core.errors import UserError
-from mmx.models.muse import task as muse_task
+from mmx.models.muse import report as muse_report
 from mmx.models.muse.loss import masked_loss
-from mmx.models.muse.sample import sample_codes
-from mmx.models.muse.task import SampleOptions
+from mmx.models.muse.sample import SampleOptions, sample_codes
 from mmx.train.sharding import make_mesh
 
 
@@ -111,8 +110,6 @@ def test_weighting_by_code_counts_each_hidden_code_alike():
     assert by["code"] == pytest.approx(nats[hidden].mean(), rel=0.02)
     by_row = (nats * hidden).sum(1) / hidden.sum(1)
     assert by["row"] == pytest.approx(by_row.mean(), rel=1e-4)
-    with pytest.raises(UserError, match=r"config.loss.weighting='token'"):
-        masked_loss(lambda *_: logits, codes, None, hidden, None, 0.0, "token")
 
 
 def test_text_of_mixed_lengths_equals_one_by_one_and_padding_is_not_read(build, task, weights):
@@ -132,6 +129,48 @@ def test_text_of_mixed_lengths_equals_one_by_one_and_padding_is_not_read(build, 
     np.testing.assert_array_equal(dropped, apply(ids, text_ids[::-1], nothing))
     np.testing.assert_array_equal(dropped, apply(ids, np.zeros_like(text_ids), nothing))
     assert np.abs(dropped - whole).max() > 0.01
+
+
+def test_cached_embeddings_of_a_frozen_encoder_stand_in_for_ids(build, task, weights, monkeypatch):
+    """Here the encoder that froze is the learned one, so every number must come out as from ids."""
+    batch, frozen = build.rows(task, 8), task._frozen_host()
+    mask = batch["text_mask"]
+    encode = lambda ids, mask: np.asarray(task.text_emb(weights, jnp.asarray(ids), mask))
+    emb = encode(batch["text_ids"], mask)
+    assert (~mask).any()
+    garbage = np.where(mask[..., None], emb, 1e3)  # the cache may hold anything finite at padding
+    cached = {k: v for k, v in batch.items() if k != "text_ids"} | {"text_emb": garbage}
+    loss = jax.jit(lambda rows: task.loss(weights, {}, frozen, rows, rngs.base_key(0), 0)[0])
+    assert float(loss(cached)) == pytest.approx(float(loss(batch)), rel=1e-5)
+    elsewhere = {**cached, "text_emb": garbage[::-1].copy()}
+    assert float(loss(elsewhere)) != pytest.approx(float(loss(batch)), rel=1e-4)
+
+    prompts = task.prompts(list(TEXTS), "red heart")
+    ids = ("text_ids", "negative_ids")
+    frozen_prompts = {k: v for k, v in prompts.items() if k not in ids} | {
+        k.replace("ids", "emb"): encode(prompts[k], prompts[k.replace("ids", "mask")]) for k in ids
+    }
+    options = task.options(steps=2)
+    drawn, again = (
+        jax.jit(lambda b: task.sample(weights, {}, frozen, b, rngs.base_key(0), options))(p)
+        for p in (prompts, frozen_prompts)
+    )
+    assert (np.asarray(drawn["codes"]) == np.asarray(again["codes"])).mean() > 0.98
+
+    examples = [{"image": i, "text": t} for i, t in zip(build.images(8, 32), build.captions)]
+    monkeypatch.setattr(muse_report, "open_source", lambda *args: examples)
+    mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    (evaluator,) = task.evaluators(mesh)
+    by_ids = dict(evaluator.run(weights, {}, frozen))
+    plain = evaluator._plain
+
+    def with_emb(example, rng):
+        row = plain(example, rng)
+        ids, mask = row.pop("text_ids"), row["text_mask"]
+        return row | {"text_emb": encode(ids[None], mask[None])[0]}
+
+    evaluator._plain = with_emb
+    assert dict(evaluator.run(weights, {}, frozen)) == pytest.approx(by_ids, rel=1e-5)
 
 
 def test_codes_are_the_codecs_and_carry_no_gradient(build, task):
@@ -169,6 +208,18 @@ def test_rows_keep_to_the_spec_and_flip_only_where_the_caption_allows(build):
         ({"model.activation": "relu"}, r"config.model.activation='relu': use one of gelu, relu2"),
         ({"dtype": "float16"}, r"config.dtype='float16'"),
         ({"text.max_len": 3}, r"prompt .* is too long"),  # of the preview, before training
+        ({"model.code_width": 0}, r"config.model.code_width=0: must be at least 1 where .*patch=2"),
+        ({"loss.weighting": "token"}, r"config.loss.weighting='token': use one of row, code"),
+        ({"loss.text_drop": 1.5}, r"config.loss.text_drop=1.5: give a share from 0 to 1"),
+        ({"loss.text_drop": -0.1}, r"config.loss.text_drop=-0.1"),
+        ({"loss.label_smoothing": 1.0}, r"config.loss.label_smoothing=1.0: give 0 or more, below"),
+        ({"loss.label_smoothing": -0.1}, r"config.loss.label_smoothing=-0.1"),
+        ({"sample.steps": 0}, r"config.sample.steps=0: at least one"),
+        ({"sample.guidance": -1.0}, r"config.sample.guidance=-1.0: give a finite number of 0"),
+        ({"sample.sampling_temperature": -0.5}, r"config.sample.sampling_temperature=-0.5"),
+        ({"sample.choice_temperature": float("nan")}, r"config.sample.choice_temperature=nan"),
+        ({"sample.schedule": "square"}, r"config.sample.schedule='square': use one of cosine, arc"),
+        ({"sample.selection": "foo"}, r"config.sample.selection='foo': use one of confidence, ran"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(build, changes, message):
@@ -178,16 +229,16 @@ def test_mistakes_are_named_before_anything_runs(build, changes, message):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"steps": 0}, "steps=0"), ({"guidance": -1.0}, "guidance=-1"),
-     ({"guidance": float("nan")}, "guidance=nan")],
+    [({"steps": 0}, "^steps=0"), ({"guidance": -1.0}, "^guidance=-1"),
+     ({"guidance": float("nan")}, "^guidance=nan")],
 )  # fmt: skip
 def test_sampling_options_are_checked(task, changes, message):
     with pytest.raises(UserError, match=message):
-        SampleOptions.of(task.config, **changes)
+        task.options(**changes)
 
 
 def test_options_default_to_the_config(task):
-    options = SampleOptions.of(task.config, guidance=None, steps=5)
+    options = task.options(guidance=None, steps=5)
     assert options.steps == 5
     assert options.guidance == task.config.sample.guidance
 
@@ -247,7 +298,7 @@ def draw(task, weights, options, index, negative="", seed=0, texts=TEXTS):
 
 
 def test_a_sample_is_of_its_seed_and_index(task, weights):
-    options = SampleOptions.of(task.config, steps=3)
+    options = task.options(steps=3)
     first = draw(task, weights, options, [4, 5, 6])
     assert first["image"].shape == (3, 32, 32, 3)
     assert first["trace"].shape == (3, 3, task.grid**2)
@@ -262,9 +313,9 @@ def test_a_sample_is_of_its_seed_and_index(task, weights):
 
 
 def test_a_negative_prompt_is_read_and_equal_to_the_prompt_it_cancels(task, weights):
-    options = SampleOptions.of(task.config, steps=3, guidance=4.0)
+    options = task.options(steps=3, guidance=4.0)
     texts = ("red heart",) * 3
-    plain = draw(task, weights, SampleOptions.of(task.config, steps=3, guidance=0.0), [0, 1, 2],
+    plain = draw(task, weights, task.options(steps=3, guidance=0.0), [0, 1, 2],
                  texts=texts)  # fmt: skip
     cancelled = draw(task, weights, options, [0, 1, 2], negative="red heart", texts=texts)
     assert (plain["codes"] == cancelled["codes"]).mean() > 0.98  # equal but for rounding
@@ -289,7 +340,7 @@ def test_validation_is_deterministic_has_fixed_masks_and_buckets(build, monkeypa
         {"image": image, "text": build.captions[i % 8]}
         for i, image in enumerate(build.images(30, 32))
     ]
-    monkeypatch.setattr(muse_task, "open_source", lambda *args: examples)
+    monkeypatch.setattr(muse_report, "open_source", lambda *args: examples)
     mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
 
     def score(batch_size, params):

@@ -10,10 +10,10 @@ import pytest
 
 from mmx.core.errors import UserError
 from mmx.models.protocols import Codec
+from mmx.models.rows import to_float
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.codec import VqganCodec
 from mmx.models.vqgan.model import DISCRIMINATORS, _blur_down, patch_basis
-from mmx.models.vqgan.task import to_float
 
 KINDS = {
     "vq": dict(
@@ -217,8 +217,3 @@ def test_mistakes_are_named_before_anything_runs(build, changes, message):
 def test_an_adversary_that_the_config_lacks_is_named(build):
     with pytest.raises(UserError, match="this config has no discriminator"):
         build.vqgan(changes={"loss.adversarial": 0.1})
-
-
-def test_a_tokenizer_cannot_sample(build):
-    with pytest.raises(UserError, match="cannot sample"):
-        build.vqgan().sample(None, None, None, None, None, None)

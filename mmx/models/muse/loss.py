@@ -9,10 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core import rng as rngs
-from mmx.core.errors import UserError
+from mmx.core.errors import UserError, choose
 from mmx.ops import masking
 
 WEIGHTINGS = ("row", "code")
+
+
+def check_config(config) -> None:
+    """Refuse a ``config.loss`` that :func:`drop_text` and :func:`masked_loss` cannot follow.
+
+    Raises:
+      UserError: names the field.
+    """
+    choose("config.loss.weighting", dict.fromkeys(WEIGHTINGS), config.weighting)
+    if not 0 <= config.text_drop <= 1:
+        raise UserError(f"config.loss.text_drop={config.text_drop}: give a share from 0 to 1")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(
+            f"config.loss.label_smoothing={config.label_smoothing}: give 0 or more, below 1"
+        )
 
 
 def hide(key: jax.Array, position_B: jax.Array, codes_BS: jax.Array, mask_id: int):
@@ -30,6 +45,15 @@ def hide_at(key, position_B, codes_BS, mask_id: int, rate_B: jax.Array):
     keys_B = rngs.row_keys(key, "mask", position_B)
     is_masked_BS = masking.exact_mask(keys_B, rate_B, codes_BS.shape[1])
     return jnp.where(is_masked_BS, mask_id, codes_BS), is_masked_BS
+
+
+def text_of(batch: dict, name: str = "text") -> jax.Array:
+    """A batch's text for :meth:`mmx.models.muse.task.MuseTask.logits`.
+
+    ``<name>_emb`` float [B, T, ``config.text.width``] where the batch has it: what a frozen encoder
+    gave, cached with the data. Else ``<name>_ids`` int [B, T], for the learned encoder.
+    """
+    return batch[f"{name}_emb"] if f"{name}_emb" in batch else batch[f"{name}_ids"]
 
 
 def drop_text(key, position_B, text_mask_BT: jax.Array, rate: float) -> jax.Array:
@@ -58,12 +82,7 @@ def masked_loss(
 
     Returns:
       (scalar in nats, metrics).
-
-    Raises:
-      UserError: another weighting.
     """
-    if weighting not in WEIGHTINGS:
-        raise UserError(f"config.loss.weighting={weighting!r}: use one of {', '.join(WEIGHTINGS)}")
     logits_BSV = apply(ids_BS, text_mask_BT)
     loss_B, accuracy_B = masking.masked_cross_entropy(
         logits_BSV, codes_BS, is_masked_BS, label_smoothing

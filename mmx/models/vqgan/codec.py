@@ -3,14 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mmx.core.errors import UserError, choose
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.model import Decoder, Encoder
 from mmx.nn.conv import NORMS
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from mmx.nn.dtypes import DTYPES
 
 
 def make_networks(config) -> tuple[Encoder, Decoder]:
@@ -65,6 +63,7 @@ class VqganCodec:
         return image_size // self.scale
 
     def latents(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [-1, 1] -> [B, h, w, Z], before they are quantized."""
         return self.encoder.apply({"params": weights["params"]["encoder"]}, image_BHWC)
 
     def encode(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:

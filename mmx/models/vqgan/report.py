@@ -1,0 +1,108 @@
+"""How good an image tokenizer is: scores of a split, and the report on a run."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from mmx.data import pipeline
+from mmx.data.image import fit
+from mmx.data.source import open_source
+from mmx.eval import images as image_scores
+from mmx.eval import stats
+from mmx.eval.grid import Section
+from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
+from mmx.eval.stats import Score
+from mmx.models.protocols import OpenRun
+from mmx.train.sharding import batch_sharding, replicated
+
+_SHOWN, _COLUMNS = 24, 8
+
+
+class Reconstruction:
+    """PSNR and codebook use on a split, without augmentation.
+
+    Args:
+      task, mesh: whose, where.
+      split: of the config's data.
+      limit: first examples only; None takes all.
+    """
+
+    def __init__(self, task, mesh, split: str, limit: int | None):
+        self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
+        data = task.config.data
+        self.source = open_source(data.source, split, data.data_dir)
+        self._reconstruct = task.reconstruct(mesh)
+
+    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
+        """Yields ``<split>/psnr`` in dB, ``<split>/codebook_use``, ``.../codebook_perplexity``."""
+        del frozen
+        for name, score in self.scores(params, extra).items():
+            yield name, score.value
+
+    def scores(self, params, extra) -> dict[str, Score]:
+        """The same with 95 % intervals."""
+        psnr, codes = [], []
+        with pipeline.eval_batches(
+            self.source,
+            self._plain,
+            self.task.config.batch_size,
+            batch_sharding(self.mesh),
+            limit=self.limit,
+        ) as batches:
+            for batch in batches:
+                recon, ids = self._reconstruct(params, extra, batch["image"])
+                mask, image = (host(batch[k], self.mesh) for k in ("_mask", "image"))
+                psnr.append(image_scores.psnr(image, np.asarray(recon))[mask])
+                codes.append(np.asarray(ids)[mask])
+        use, perplexity = image_scores.codebook_use(
+            np.concatenate(codes), self.task.codec.num_codes
+        )
+        return {
+            f"{self.split}/psnr": stats.mean(np.concatenate(psnr)),
+            f"{self.split}/codebook_use": use,
+            f"{self.split}/codebook_perplexity": perplexity,
+        }
+
+    def _plain(self, example, rng):
+        del rng
+        return {"image": fit(example["image"], self.task.config.data.image_size)}
+
+
+def host(x: jax.Array, mesh) -> np.ndarray:
+    """The whole of a sharded array on every host."""
+    return np.asarray(jax.device_put(x, replicated(mesh)))
+
+
+def report(task, run: OpenRun, seed: int) -> Report:
+    """PSNR and codebook use of each split, and held-out images beside what is left of them.
+
+    Args:
+      task: a VqganTask.
+      run: its run, whose weights are scored.
+      seed: of the choice of images.
+    """
+    data, splits = task.config.data, task.config.eval.splits
+    held_out = splits[-1]
+    scores: dict[str, Score | float] = {}
+    for split in dict.fromkeys((*trained_splits(data.split), *splits)):
+        evaluator = Reconstruction(task, run.mesh, split, MAX_EXAMPLES)
+        scores |= evaluator.scores(run.params, run.extra)
+    source = open_source(data.source, held_out, data.data_dir)
+    chosen = np.random.default_rng(seed).permutation(len(source))[:_SHOWN]
+    image_u8 = np.stack([fit(source[int(i)]["image"], data.image_size) for i in chosen])
+    captions = [source[int(i)]["text"] for i in chosen]
+    recon, _ = task.reconstruct(run.mesh)(run.params, run.extra, image_u8)
+    sections = []
+    for start in range(0, len(chosen), _COLUMNS):
+        row = slice(start, start + _COLUMNS)
+        sections.append(Section(image_u8[row], captions[row], "" if start else "Held-out images"))
+        sections.append(Section(np.asarray(recon)[row], ["as rebuilt"] * len(captions[row])))
+    attribution = source.info.attribution
+    return Report(
+        scores,
+        sections,
+        subtitle=f"PSNR on {held_out} {scores[f'{held_out}/psnr']} dB",
+        credit=f"Images and their reconstructions: {attribution}." if attribution else "",
+        info={"settings": {}, "prompts": captions, "attribution": attribution},
+    )
