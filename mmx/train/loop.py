@@ -82,7 +82,8 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     evaluators = task.evaluators(mesh)
 
     writer = Writer(run.path, start, enabled=is_host_0)
-    progress = Progress(config.steps, f"train {config.family}", start, config.log_every, is_host_0)
+    what = f"train {config.family}"
+    progress = Progress(config.steps, what, start, config.log_every, enabled=is_host_0)
     if is_host_0:
         record_environment(run, [f"{d.platform}: {d.device_kind}" for d in jax.devices()])
         if start == 0:

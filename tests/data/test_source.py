@@ -259,6 +259,10 @@ def test_features_that_do_not_fit(tmp_path):
 def test_fingerprint_sees_content_and_not_place(root, tmp_path):
     first = open_source("tfds:captioned", "train", root).info.fingerprint
     directory = _copy(root, tmp_path)
+    # What tells of the making changes with the version of TFDS and the dates of the files.
+    (directory / "metadata.json").write_text('{"origin": "elsewhere"}')
+    info = directory / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"citation": "a paper"}))
     assert open_source("tfds:captioned", "train", tmp_path).info.fingerprint == first
     shard = next(directory.glob("*array_record*"))
     data = bytearray(shard.read_bytes())
