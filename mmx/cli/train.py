@@ -27,8 +27,8 @@ examples:
   mmx train --config configs/muse/openmoji32.py:tiny --config.optim.lr=1e-3 --print_config
 
 Any field of the config is a flag: --config.FIELD.FIELD=VALUE; a tuple is "('a', 'b')"; true and
-false are --config.data.flip and --noconfig.data.flip. The same command again goes on with the run in
-the workdir.
+false are --config.data.flip and --noconfig.data.flip. The same command again goes on with the run
+in the workdir.
 Exit codes: 0 done, 1 a loss or gradient is not finite, 2 bad input, 75 asked to stop (SIGTERM,
 Ctrl-C) and saved: run the same command to go on.
 """
