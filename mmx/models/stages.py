@@ -105,7 +105,8 @@ def load_weights(folder: Path) -> Any:
     if not file.is_file() or _digest(file) != pinned["sha256"]:
         raise UserError(
             f"{file}: changed or damaged since it was pinned; delete {folder} to pin "
-            f"{pinned['spec']} anew, if that run is still there"
+            f"{pinned['spec']} anew, if that is still step {pinned['step']} of the same run "
+            "(codes of another one mean something else)"
         )
     return tree.unflatten(load_file(file))
 

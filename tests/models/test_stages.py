@@ -64,6 +64,19 @@ def test_takes_the_step_that_is_named_and_drops_what_is_not_needed(earlier, run)
     assert max(differs) > 0
 
 
+def test_takes_the_running_average_beside_the_codebook_of_that_step(run, monkeypatch, tmp_path):
+    """The pair that the earlier run's own scores are of, as `Checkpoints` hands it out."""
+    path = tmp_path / "averaged"
+    (path / "checkpoints" / "5").mkdir(parents=True)
+    config = configs.load_config("vqgan/openmoji32:tiny")
+    (path / "config.json").write_text(configs.to_json(config))
+    one = lambda value: {"w": np.full(2, value, np.float32)}
+    saved = {"params": one(1), "ema": one(2), "extra": one(3)}
+    monkeypatch.setattr("mmx.train.start.Checkpoints.read_model", lambda self, step: saved)
+    kept = stages.load_weights(stages.pin(run, "codec", str(path)))
+    assert kept["params"]["w"][0] == 2 and kept["extra"]["w"][0] == 3
+
+
 def test_refuses_another_spec(earlier, run):
     stages.pin(run, "codec", str(earlier))
     with pytest.raises(UserError, match=r"codec\.run='.*@10', but this run is pinned .*step 20"):
@@ -106,7 +119,7 @@ def test_damage_is_found(earlier, run, damage):
     file.write_bytes(data[:-1] if damage == "cut" else data)
     if damage == "gone":
         file.unlink()
-    with pytest.raises(UserError, match="changed or damaged since it was pinned"):
+    with pytest.raises(UserError, match=r"changed or damaged since it was pinned; .*still step 20"):
         stages.load_weights(folder)
 
 
