@@ -335,6 +335,23 @@ def test_prompts_are_checked(task):
     assert not batch["negative_mask"].any() and (batch["ids"] == task.mask_id).all()
 
 
+def test_the_report_runs_the_codec_on_batches_of_the_runs_size(build, task, monkeypatch):
+    mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    sizes, fill_rows = [], muse_report.fill_rows
+    monkeypatch.setattr(
+        muse_report,
+        "fill_rows",
+        lambda rows, mesh: sizes.append(len(rows)) or fill_rows(rows, mesh),
+    )
+    run = SimpleNamespace(frozen=task.load_frozen(mesh), mesh=mesh)
+    model = muse_report._model(task, run, task.options())
+    image_u8 = build.images(21, 32)
+    recon, codes = model.reconstruct(image_u8)
+    assert set(sizes) == {model.batch_size} == {task.config.batch_size}
+    np.testing.assert_array_equal(codes, task.codes(run.frozen, image_u8))
+    np.testing.assert_allclose(recon, task.decode(run.frozen, codes), atol=1e-4)
+
+
 def test_validation_is_deterministic_has_fixed_masks_and_buckets(build, monkeypatch):
     examples = [
         {"image": image, "text": build.captions[i % 8]}

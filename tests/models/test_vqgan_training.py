@@ -1,5 +1,7 @@
 """Every quantizer and discriminator for a few steps of the real update; the life of a codebook."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,7 +160,7 @@ def test_flops_grow_with_the_area(build):
 
 def test_evaluating_is_deterministic_and_covers_every_example(build, monkeypatch):
     class Examples(list):
-        info = None
+        info = SimpleNamespace(attribution="us")
 
     examples = Examples({"image": image, "text": ""} for image in build.images(11, 32))
     for module in (vqgan_task, vqgan_report):
@@ -182,3 +184,9 @@ def test_evaluating_is_deterministic_and_covers_every_example(build, monkeypatch
     picture = task.preview(params, extra, None, mesh)["reconstruction"]
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     assert picture.shape[0] > 2 * 32 - 1 and picture.shape[1] > 8 * 32 - 1
+
+    monkeypatch.setattr(vqgan_report, "MAX_EXAMPLES", 9)
+    report = task.report(SimpleNamespace(params=params, extra=extra, mesh=mesh), seed=0)
+    splits = ("train", "train_toned", "test")
+    assert [report.scores[f"{split}/psnr"].n for split in splits] == [9] * 3
+    assert len(report.info["prompts"]) == 11 and "us" in report.credit
