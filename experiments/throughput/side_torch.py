@@ -4,10 +4,8 @@ import contextlib
 import os
 import types
 
-# Two threads, one a core, that sleep while the other side is measured.
+# Threads that sleep while the other side is measured.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_PROC_BIND", "spread")
-os.environ.setdefault("OMP_PLACES", "threads")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
@@ -74,7 +72,12 @@ class Peer:
 
     def about(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        return {"torch": torch.__version__, "device": name, "parameters": self.count}
+        return {
+            "torch": torch.__version__,
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "parameters": self.count,
+        }
 
     def _precision(self):
         if self.bf16:

@@ -105,24 +105,21 @@ def _pad(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
 
 
-def load_run(spec, step: int | None = None, family: str | None = None) -> Run:
+def load_run(spec, step: int | None = None) -> Run:
     """Open ``PATH[@STEP]``.
 
     Args:
       spec: the run.
       step: instead of ``@STEP``; the newest when neither is given.
-      family: refuse a run of another family.
 
     Raises:
-      UserError: no such run or step, another family, a checkpoint that cannot be read or is of
+      UserError: no such run or step, a checkpoint that cannot be read or is of
         another model.
     """
     quiet_logs()
     run, named = parse_run(spec)
     step = named if step is None else step
     config = run.config()
-    if family and config.family != family:
-        raise UserError(f"{spec} is a run of the family {config.family!r}; {family!r} is needed")
     params, extra, step = read_weights(run, step)
     if config.get("offline_ema", 0.0):
         steps = [s for s in run.steps() if s <= step]

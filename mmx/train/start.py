@@ -14,7 +14,8 @@ from mmx.train.state import TrainState
 def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainState:
     """Take over parameters (and extra: a codebook) whose path and shape agree; list the others.
 
-    The optimiser starts fresh. Averaged parameters are taken where that run has them.
+    The optimiser starts fresh. Parameters averaged in training are taken where that run has
+    them; an average over checkpoints (``offline_ema``) is not made.
 
     Raises:
       UserError: nothing fits.

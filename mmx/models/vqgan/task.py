@@ -22,7 +22,7 @@ from mmx.models.vqgan.codec import VqganCodec
 from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
 from mmx.models.vqgan.model import DISCRIMINATORS
 from mmx.nn.dtypes import DTYPES
-from mmx.ops.losses import init_lecam
+from mmx.ops.losses import init_lecam, psnr
 from mmx.pretrained.vgg import keep_vgg, load_vgg
 from mmx.train.sharding import jit_sharded, replicated
 
@@ -157,8 +157,7 @@ class VqganTask:
         )
         total += quantized.loss
         metrics |= {f"codebook/{name}": value for name, value in quantized.metrics.items()}
-        error = jnp.square(jnp.clip(recon, -1, 1) - image).mean(axis=(1, 2, 3))
-        metrics["psnr"] = (10 * jnp.log10(4 / jnp.maximum(error, 1e-10))).mean()
+        metrics["psnr"] = psnr(jnp.clip(recon, -1, 1), image).mean()
         if self.discriminator:
             apply_d = lambda p, x: self.discriminator.apply({"params": p}, x)
             adversarial, lecam, more = adversarial_loss(
