@@ -1,4 +1,4 @@
-"""mmx: train generative models of images and text with JAX, from a laptop to a TPU pod.
+"""mmx: train generative models of images and text with JAX, from a laptop to Cloud TPUs.
 
 ``mmx.load("runs/a")`` opens a finished or running training run; everything else is the ``mmx``
 command. Importing this package is instant: jax is loaded when a run is.

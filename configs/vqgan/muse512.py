@@ -93,7 +93,6 @@ def get_config(arg=""):
         warmup_steps=5 if tiny else 10_000,  # table 5
         clip_norm=1.0,  # ours
         ema=0.0,  # ours
-        accum=1,  # ours
     )
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
     c.eval = dict(splits=("test",), examples=64 if tiny else 5000)

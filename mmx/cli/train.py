@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import shutil
+import os
 import sys
 from pathlib import Path
 
@@ -54,8 +54,9 @@ def run(args) -> int:
         return 0
     if not args.workdir:
         raise UserError("--workdir is missing: name the folder of the run")
-    configs.check_counts(config)
-    workdir = RunDir(Path(args.workdir))
+    configs.check_numbers(config)
+    # Without "..": PATH/new/../old names another folder once PATH/new is made.
+    workdir = RunDir(Path(os.path.normpath(args.workdir)))
     check_workdir(workdir, config)
     done = workdir.steps()
     if done and done[-1] >= config.steps and _is_readable(workdir, done[-1]):
@@ -68,19 +69,9 @@ def run(args) -> int:
     start_jax()
     import jax
 
-    before = "run" if workdir.config_file.is_file() else "folder" * workdir.path.is_dir()
     is_host_0 = jax.process_index() == 0
     with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
-        try:
-            return _train(config, workdir, data, args.init_from)
-        except UserError:
-            if before != "run" and not workdir.environment_file.is_file():
-                # Refused before the first step: the workdir stays as it was.
-                for path in workdir.path.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                if not before:
-                    workdir.path.rmdir()
-            raise
+        return _train(config, workdir, data, args.init_from)
 
 
 def _train(config, workdir: RunDir, data: dict, init_from: str | None) -> int:
@@ -138,7 +129,7 @@ def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
     registry.check_family(config)
     if init_from and not workdir.steps():
         parse_run(init_from)
-    pinned = keeps_stages(workdir, config) and workdir.stage("codec").is_dir()
+    pinned = keeps_stages(workdir, config) and (workdir.stage("codec") / "pin.json").is_file()
     if "codec" in config and not pinned:
         if not config.codec.run:
             raise UserError("config.codec.run is empty: name the tokenizer's run, "
@@ -146,7 +137,10 @@ def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
         earlier, _ = parse_run(config.codec.run)
         registry.check_codec(earlier.config(), f"config.codec.run={config.codec.run}")
     check_writable(f"--workdir={workdir.path}", workdir.path)
-    info = open_source(config.data.source, config.data.split, config.data.data_dir).info
+    where = (config.data.source, config.data.data_dir)
+    for split in config.get("eval", {}).get("splits", ()):
+        open_source(where[0], split, where[1])
+    info = open_source(where[0], config.data.split, where[1]).info
     data = {
         "directory": str(info.directory),
         "splits": dict(info.splits),

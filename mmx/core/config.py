@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ RESUME_ALLOWED = (
     "data.data_dir",
     "data.threads",
 )
-# Of these a run has at least one; of all other numbers it may have 0.
+# By the last word of their names, in any group: whole numbers from 1 on (or a tuple that is not
+# empty), and numbers from 0 on. A family checks what has another range itself.
 _COUNTS = {
     "steps", "batch_size", "accum", "log_every", "eval_every", "preview_every", "save_every",
-    "keep", "threads", "image_size", "examples", "max_len", "depth", "width", "heads", "mlp",
-    "patch", "channels", "multipliers", "num_codes", "code_dim", "levels", "bits",
+    "keep", "threads", "image_size", "examples", "splits", "max_len", "depth", "width", "heads",
+    "mlp", "patch", "channels", "multipliers", "num_codes", "code_dim", "levels", "bits",
 }  # fmt: skip
+_NOT_NEGATIVE = {"seed", "shift", "code_width", "lr", "weight_decay", "warmup_steps", "ema"}
 
 
 def config_dir() -> Path:
@@ -114,7 +117,8 @@ def load_config(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
     for name, value in flat_items(config).items():
-        if type(value) not in (bool, int, float, str, list):  # list: a tuple, as flat_items has it
+        parts = value if isinstance(value, list) else [value]  # a tuple, as flat_items has it
+        if not all(isinstance(part, bool | int | float | str) for part in parts):
             raise UserError(
                 f"{path}: config.{name}={value!r}: a field is true or false, a number, a text or a "
                 "tuple of such, so that a flag and JSON can hold it"
@@ -172,23 +176,30 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
-def check_counts(config: ConfigDict) -> None:
-    """Refuse numbers that no run can work with, before anything is computed.
-
-    Fields of ``_COUNTS``, whatever group they are in, start at 1; other numbers at 0. The axes of
-    the mesh are left to those who count the devices.
+def check_numbers(config: ConfigDict) -> None:
+    """Refuse numbers that no run of any family can work with, before anything is computed.
 
     Raises:
       UserError: names the field.
     """
     for name, value in flat_items(config).items():
-        numbers = value if isinstance(value, list) else [value]
-        low = 1 if name.rpartition(".")[2] in _COUNTS else 0
-        fits = len(numbers) >= low and all(isinstance(n, str) or n >= low for n in numbers)
-        if fits or name.startswith("mesh."):
-            continue
-        hint = "; for never, give more than config.steps" if name.endswith("_every") else ""
-        raise UserError(f"config.{name}={value}: must be at least {low}{hint}")
+        last, given = name.rpartition(".")[2], f"config.{name}={value}"
+        parts = value if isinstance(value, list) else [value]
+        numbers = [part for part in parts if not isinstance(part, str)]
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"{given}: give a finite number")
+        if last in _COUNTS:
+            if not parts:
+                raise UserError(f"{given}: give at least one")
+            if not all(isinstance(n, int) for n in numbers):
+                raise UserError(f"{given}: give a whole number")
+            if any(n < 1 for n in numbers):
+                hint = "; for never, give more than config.steps" if last.endswith("_every") else ""
+                raise UserError(f"{given}: must be at least 1{hint}")
+        if last in _NOT_NEGATIVE and any(n < 0 for n in numbers):
+            raise UserError(f"{given}: must be at least 0")
+        if last == "clip_norm" and any(n <= 0 for n in numbers):
+            raise UserError(f"{given}: would make every gradient 0; for no clipping, give 1e9")
 
 
 def _may_change(name: str) -> bool:

@@ -61,6 +61,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def broken(self) -> Path:
+        """Checkpoints that could not be read are moved here."""
+        return self.path / "broken"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -98,6 +103,10 @@ class RunDir:
         names = (p.name for p in self.checkpoints.iterdir() if p.is_dir())
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def has_saved(self) -> bool:
+        """Was there ever a checkpoint? One may have been moved to ``broken/`` since, or away."""
+        return bool(self.steps()) or self.broken.is_dir() or self.metrics_file.is_file()
+
 
 def parse_run(spec: str) -> tuple[RunDir, int | None]:
     """``PATH[@STEP]`` -> (run, step or None). The run must exist.
@@ -129,14 +138,14 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
 def check_workdir(run: RunDir, config: ConfigDict) -> None:
     """Refuse a workdir in which this config can neither start nor go on; writes nothing.
 
-    A run without a checkpoint holds nothing that another config could spoil: any may start there.
+    A run that never saved holds nothing that another config could spoil: any may start there.
 
     Raises:
       UserError: a file, a folder of other things, or another run.
     """
     if run.config_file.is_file():
         old = run.config()
-        if run.steps():
+        if run.has_saved():
             configs.check_resumable(old, config)
     elif run.path.is_dir():
         if any(path != run.lock_file for path in run.path.iterdir()):
@@ -162,11 +171,19 @@ def check_data(run: RunDir, data: dict) -> None:
     Raises:
       UserError: the fingerprint is not the recorded one; lists what else differs.
     """
-    if not run.steps() or not run.data_file.is_file():
+    if not run.has_saved() or not run.data_file.is_file():
         return
-    old = json.loads(run.data_file.read_text())
-    if old["fingerprint"] != data["fingerprint"]:
-        changed = [f"{name} {old[name]} -> {data[name]}" for name in old if old[name] != data[name]]
+    try:
+        old = json.loads(run.data_file.read_text())
+        is_same = old["fingerprint"] == data["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{run.data_file}: damaged; delete it to go on with the data here"
+        ) from error
+    if not is_same:
+        changed = [
+            f"{name} {old[name]} -> {data[name]}" for name in data if old[name] != data[name]
+        ]
         raise UserError(
             f"{data['directory']}: not the data that {run.path} began with, it was prepared anew "
             f"({'; '.join(changed)}); put the old data back (--config.data.data_dir) or use a new "
@@ -178,15 +195,15 @@ def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
     """The run of a workdir: made when new, else checked to be of the same config.
 
     The stored config of a run that goes on is replaced by the new one, which can only differ in the
-    fields that a resumed run may change. What a start without a checkpoint took from its data, and
-    from earlier runs if the config is another, is taken anew.
+    fields that a resumed run may change. What a start that never saved took from its data, and from
+    earlier runs if the config is another, is taken anew.
 
     Raises:
       UserError: the workdir holds another run, or files that are no run.
     """
     run = RunDir(Path(workdir))
     check_workdir(run, config)
-    if not run.steps():
+    if not run.has_saved():
         run.tokenizer_file.unlink(missing_ok=True)
         run.data_file.unlink(missing_ok=True)
         if not keeps_stages(run, config):

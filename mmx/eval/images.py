@@ -72,17 +72,21 @@ def codebook_use(codes: np.ndarray, num_codes: int) -> tuple[stats.Score, stats.
     """(share of the codebook used at least once, perplexity) over a set of images.
 
     Args:
-      codes: int [B, ...], the codes of B >= 2 images, each in [0, num_codes).
+      codes: int [B, ...], the codes of B images, each in [0, num_codes).
     Intervals: delete-one-image jackknife, and they speak of sets of B images: a larger set uses
-    more codes. Raises ValueError on a code outside the codebook.
+    more codes. Of one image they are all that is possible. Raises ValueError on a code outside the
+    codebook.
     """
     codes_BS = np.asarray(codes).reshape(len(codes), -1)
-    if len(codes_BS) < 2:
-        raise ValueError("codebook use needs two images or more")
     if codes_BS.min() < 0 or codes_BS.max() >= num_codes:
         raise ValueError(f"codes must be in [0, {num_codes})")
     counts_E = np.bincount(codes_BS.ravel(), minlength=num_codes)
     used = int((counts_E > 0).sum())
+    if len(codes_BS) == 1:
+        return (
+            stats.Score(used / num_codes, 0.0, 1.0, 1),
+            stats.Score(perplexity(counts_E), 1.0, float(num_codes), 1),
+        )
     use, spread = [], []
     for codes_S in codes_BS:
         ids, times = np.unique(codes_S, return_counts=True)

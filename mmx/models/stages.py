@@ -104,9 +104,9 @@ def load_weights(folder: Path) -> Any:
     pinned = json.loads((folder / "pin.json").read_text())
     if not file.is_file() or _digest(file) != pinned["sha256"]:
         raise UserError(
-            f"{file}: changed or damaged since it was pinned; delete {folder} to pin "
-            f"{pinned['spec']} anew, if that is still step {pinned['step']} of the same run "
-            "(codes of another one mean something else)"
+            f"{file}: changed or damaged since it was pinned; put back the one of sha256 "
+            f"{pinned['sha256']}, or delete {folder} to pin {pinned['spec']} anew, if that is "
+            f"still step {pinned['step']} of the same run (codes of another mean something else)"
         )
     return tree.unflatten(load_file(file))
 

@@ -38,7 +38,7 @@ def train(task, config, run: RunDir, init_from: str | None = None) -> None:
 
 
 def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Flag) -> None:
-    configs.check_counts(config)
+    configs.check_numbers(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
     ways, accum = rows.num_devices // mesh.shape["tensor"], config.optim.accum
@@ -162,13 +162,15 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
                     finish_step(*pending, meter)
                     pending = None
                     with meter.paused():
-                        if ("eval" in due or last) and not asked:
-                            scores = evaluate(state, done)
-                        if ("preview" in due or last) and not asked:
-                            preview(state, done)
-                        if "save" in due or last or asked:
-                            checkpoints.save(done, state)
-                            saved = done
+                        try:
+                            if ("eval" in due or last) and not asked:
+                                scores = evaluate(state, done)
+                            if ("preview" in due or last) and not asked:
+                                preview(state, done)
+                        finally:  # a score that fails must not cost the training before it
+                            if "save" in due or last or asked:
+                                checkpoints.save(done, state)
+                                saved = done
                 if asked:
                     raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")
             if scores:

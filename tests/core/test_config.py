@@ -100,9 +100,15 @@ def test_a_name_that_only_begins_like_an_allowed_one_is_refused(field):
         ("eval.examples", 0, "config.eval.examples=0: must be at least 1"),
         ("data.shift", -1, "config.data.shift=-1: must be at least 0"),
         ("model.multipliers", (1, 0), r"config.model.multipliers=\[1, 0\]: must be at least 1"),
-        ("model.multipliers", (), r"config.model.multipliers=\[\]: must be at least 1"),
+        ("model.multipliers", (), r"config.model.multipliers=\[\]: give at least one"),
+        ("eval.splits", (), r"config.eval.splits=\[\]: give at least one"),
+        ("steps", 1e6, "config.steps=1000000.0: give a whole number"),
+        ("optim.clip_norm", 0.0, "config.optim.clip_norm=0.0: would make every gradient 0"),
+        ("loss.weight", float("inf"), "config.loss.weight=inf: give a finite number"),
+        ("optim.weight_decay", -0.1, "config.optim.weight_decay=-0.1: must be at least 0"),
+        ("model.logit_bias", -10.0, None),
         ("preview_prompts", (), None),
-        ("optim.lr", float("nan"), "config.optim.lr=nan: must be at least 0"),
+        ("optim.lr", float("nan"), "config.optim.lr=nan: give a finite number"),
         ("log_every", 0, "config.log_every=0: must be at least 1; for never, give more than"),
         ("preview_every", 1, None),
         ("data.shift", 0, None),
@@ -114,15 +120,15 @@ def test_numbers_that_cannot_work_are_refused(field, value, says):
     *groups, name = field.split(".")
     config = ConfigDict({groups[0]: {name: value}} if groups else {name: value})
     if says is None:
-        return configs.check_counts(config)
+        return configs.check_numbers(config)
     with pytest.raises(UserError, match=says):
-        configs.check_counts(config)
+        configs.check_numbers(config)
 
 
 @pytest.mark.parametrize("name", sorted(configs.list_configs()))
 def test_shipped_numbers_can_work(name):
     for arg in ("", ":tiny"):
-        configs.check_counts(configs.load_config(name + arg))
+        configs.check_numbers(configs.load_config(name + arg))
 
 
 def test_arguments_are_flags():

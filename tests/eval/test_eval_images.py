@@ -85,5 +85,10 @@ def test_codebook_use_refuses_codes_outside():
     for bad in (np.array([[0, 8], [1, 1]]), np.array([[-1, 0], [1, 1]])):
         with pytest.raises(ValueError, match=r"\[0, 8\)"):
             images.codebook_use(bad, 8)
-    with pytest.raises(ValueError, match="two images"):
-        images.codebook_use(np.array([[1, 2]]), 8)
+
+
+def test_of_one_image_the_use_of_codes_says_nothing_about_others():
+    use, perplexity = images.codebook_use(np.array([[1, 2]]), 8)
+    assert (use.value, use.low, use.high, use.n) == (0.25, 0.0, 1.0, 1)
+    assert (perplexity.low, perplexity.high) == (1.0, 8.0)
+    assert perplexity.value == pytest.approx(2.0)

@@ -217,3 +217,17 @@ def test_mistakes_are_named_before_anything_runs(build, changes, message):
 def test_an_adversary_that_the_config_lacks_is_named(build):
     with pytest.raises(UserError, match="this config has no discriminator"):
         build.vqgan(changes={"loss.adversarial": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("quantizer.kind", "fsq", "'fsq' needs config.quantizer.levels, which this config has not"),
+        ("quantizer.kind", "lfq", "'lfq' needs config.quantizer.bits"),
+        ("quantizer.kind", "rvq", "config.quantizer.kind='rvq': use one of vq, fsq, lfq"),
+        ("loss.perceptual", 0.05, "config.loss.perceptual=0.05: this config names no weights"),
+    ],
+)
+def test_choices_that_this_config_cannot_make(build, field, value, says):
+    with pytest.raises(UserError, match=says):
+        build.vqgan("vqgan/openmoji32:tiny", {field: value})

@@ -165,7 +165,7 @@ def test_evaluating_is_deterministic_and_covers_every_example(build, monkeypatch
     examples = Examples({"image": image, "text": ""} for image in build.images(11, 32))
     for module in (vqgan_task, vqgan_report):
         monkeypatch.setattr(module, "open_source", lambda *args: examples)
-    task = build.vqgan(changes={"batch_size": 8, "eval.examples": None})
+    task = build.vqgan(changes={"batch_size": 8, "eval.examples": 5000})
     params, extra = build.params(task)
     mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
     (evaluator,) = task.evaluators(mesh)

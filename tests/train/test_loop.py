@@ -35,6 +35,19 @@ def test_evaluating_and_previewing_leave_training_as_it_is(toy_config, train_toy
     assert same(saved(tmp_path / "often")[0], saved(tmp_path / "never")[0])
 
 
+def test_a_score_that_fails_does_not_cost_the_training_before_it(
+    toy_config, train_toy, tmp_path, monkeypatch
+):
+    def fail(self, *args):
+        raise RuntimeError("no score")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.ToyTask, "preview", fail)
+        with pytest.raises(RuntimeError, match="no score"):
+            train_toy(toy_config(eval_every=99, preview_every=99), tmp_path / "run")
+    assert RunDir(tmp_path / "run").steps()[-1] == 12
+
+
 class Spy:
     """Stands for the metrics of a step: notes when they are read."""
 

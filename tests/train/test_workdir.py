@@ -90,17 +90,38 @@ def test_two_do_not_train_in_one_workdir(train, tmp_path):
     assert train()[0] == 0
 
 
-def test_a_refusal_by_the_model_leaves_the_workdir_as_it_was(train, tmp_path):
+def test_a_refusal_by_the_model_deletes_nothing_and_binds_nobody(train, tmp_path):
     code, _, err = train("--config.batch_size=12")
     assert code == 2 and "batch_size=12 does not divide" in err
-    assert not (tmp_path / "run").exists()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    assert train("--config.batch_size=13")[0] == 2
+    assert train("--config.batch_size=16")[0] == 0
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+def test_two_dots_behind_a_folder_that_is_not_there(train, tmp_path):
+    """As a path it is nothing; once ``new`` is made it would be the folder of others."""
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/notes.txt").write_text("mine")
+    code, _, err = train("--workdir", tmp_path / "new/../others")
+    assert code == 2 and "not empty and is no run" in err
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "others/notes.txt").read_text() == "mine"
+
+
+def test_a_run_whose_checkpoints_broke_still_has_its_config(train, tmp_path):
+    assert train()[0] == 0
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.rename(run.broken)
+    code, _, err = train("--config.batch_size=16")
+    assert code == 2 and "batch_size: 8 -> 16" in err
+    assert train()[0] == 0
 
 
 def test_a_mesh_that_does_not_divide_is_one_line(train, tmp_path):
     code, _, err = train("--config.mesh.data=1", "--config.mesh.tensor=8", "--config.toy.width=12")
     assert code == 2 and err.count("\n") == 1
     assert "of size 12 does not divide over 8 devices (mlp -> tensor): change config.mesh" in err
-    assert not (tmp_path / "run").exists()
 
 
 def test_init_from_in_a_run_that_goes_on_is_said_to_be_unused(train, tmp_path):

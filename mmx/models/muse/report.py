@@ -113,7 +113,7 @@ def _model(task, run: OpenRun, options) -> text_to_image.Model:
     encode = jit_sharded(lambda w, x: task.codes({"codec": w}, x), mesh)
     decode = jit_sharded(lambda w, c: task.decode({"codec": w}, c), mesh)
 
-    size = task.config.batch_size  # training was done with as many
+    size = min(task.config.batch_size, _DRAWN_AT_ONCE)
 
     def in_batches(fn, array):
         parts = []

@@ -5,19 +5,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmx.core.errors import UserError
+from mmx.core.errors import UserError, choose
 from mmx.ops import quantize, vq
 from mmx.ops.quantize import Quantized
 
-KINDS = ("vq", "fsq", "lfq")
+# Kind -> the fields of ``config.quantizer`` that it reads.
+_FIELDS = {
+    "vq": ("num_codes", "code_dim", "l2_normalize", "commitment", "ema", "restart_below",
+           "entropy", "entropy_temperature"),
+    "fsq": ("levels",),
+    "lfq": ("bits", "commitment", "entropy", "entropy_temperature"),
+}  # fmt: skip
 
 
 def sizes(config) -> tuple[int, int]:
     """(num_codes E, code_dim Z) of a quantizer config.
 
     Raises:
-      UserError: an unknown kind.
+      UserError: an unknown kind, or fields that this kind needs and the config has not.
     """
+    fields = choose("config.quantizer.kind", _FIELDS, config.kind)
+    if missing := [name for name in fields if name not in config]:
+        raise UserError(
+            f"config.quantizer.kind={config.kind!r} needs config.quantizer.{missing[0]}, which "
+            "this config has not; start from one that has, such as vqgan/muse256:fsq or :lfq"
+        )
     if config.kind == "vq":
         return config.num_codes, config.code_dim
     if config.kind == "fsq":
@@ -25,9 +37,7 @@ def sizes(config) -> tuple[int, int]:
         for level in config.levels:
             num_codes *= level
         return num_codes, len(config.levels)
-    if config.kind == "lfq":
-        return 2**config.bits, config.bits
-    raise UserError(f"config.quantizer.kind={config.kind!r}: use one of {', '.join(KINDS)}")
+    return 2**config.bits, config.bits
 
 
 def init_state(config, key: jax.Array) -> dict[str, jax.Array]:

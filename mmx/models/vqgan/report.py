@@ -25,10 +25,10 @@ class Reconstruction:
     Args:
       task, mesh: whose, where.
       split: of the config's data.
-      limit: first examples only; None takes all.
+      limit: the first ones only.
     """
 
-    def __init__(self, task, mesh, split: str, limit: int | None):
+    def __init__(self, task, mesh, split: str, limit: int):
         self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
         data = task.config.data
         self.source = open_source(data.source, split, data.data_dir)

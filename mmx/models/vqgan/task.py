@@ -52,6 +52,11 @@ class VqganTask:
             self.discriminator = self._make_discriminator()
         self._perceptual, self._pools = [], ()
         if config.loss.perceptual:
+            if "perceptual_weights" not in config.loss:
+                raise UserError(
+                    f"config.loss.perceptual={config.loss.perceptual}: this config names no "
+                    "weights for it; start from one that does: vqgan/muse256, vqgan/muse512"
+                )
             path = config.loss.perceptual_weights
             if run is not None:
                 path = keep_vgg(path, run.stage("perceptual") / "weights.safetensors")
