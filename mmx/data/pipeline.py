@@ -33,6 +33,7 @@ Transform = Callable[[dict[str, Any], np.random.Generator], Row]
 _EVAL_SEED = 0x5EED  # ours: evaluation draws the same for every run
 # Grain's permutation walks through 2**16 numbers to stay in range: 6 ms an entry at 5 examples.
 _SMALL = 1024
+_READY = 2  # ours: batches kept ready on the devices
 _PERMUTATION = 1  # tag: the permutation's seed is drawn apart from the rows'
 
 
@@ -185,9 +186,8 @@ def batches(
     sharding: NamedSharding,
     start_step: int = 0,
     num_threads: int = 1,
-    prefetch: int = 2,
 ) -> Batches:
-    """The stream's batches from step ``start_step`` on, without end.
+    """The stream's batches from step ``start_step`` on, without end; some are kept ready.
 
     Args:
       stream: of rows.
@@ -195,7 +195,6 @@ def batches(
       sharding: of every array of the batch; rows are its first dimension.
       start_step: n; the first batch holds the positions n*B ... n*B + B - 1.
       num_threads: that read and transform, each a whole local batch at a time; at least 1.
-      prefetch: batches kept ready on the devices, and as many again (or one a thread) on the host.
 
     Returns:
       An iterator of dicts of global ``jax.Array`` [B, ...], ``"position"`` uint32 [B] among them.
@@ -206,7 +205,7 @@ def batches(
     """
     rows = local_rows(sharding, batch_size)
     load = functools.partial(_train_batch, stream, rows, batch_size, start_step)
-    return _background(load, sys.maxsize, rows, batch_size, sharding, num_threads, prefetch)
+    return _background(load, sys.maxsize, rows, batch_size, sharding, num_threads, prefetch=_READY)
 
 
 def eval_batches(
@@ -215,7 +214,6 @@ def eval_batches(
     batch_size: int,
     sharding: NamedSharding,
     limit: int | None = None,
-    num_threads: int = 1,
 ) -> Batches:
     """Every example once, in order, in batches of one size.
 
@@ -229,13 +227,12 @@ def eval_batches(
       batch_size: B.
       sharding: as in ``batches``.
       limit: only the first ``limit`` examples.
-      num_threads: as in ``batches``.
     """
     count = len(source) if limit is None else min(limit, len(source))
     rows = local_rows(sharding, batch_size)
     load = functools.partial(_eval_batch, source, transform, rows, batch_size, count)
     steps = -(-count // batch_size)
-    return _background(load, steps, rows, batch_size, sharding, num_threads, prefetch=1)
+    return _background(load, steps, rows, batch_size, sharding, num_threads=1, prefetch=1)
 
 
 def _train_batch(
