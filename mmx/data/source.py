@@ -27,7 +27,6 @@ LABEL_CAPTION = "a photo of a {label}"
 _TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
 _CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
 _HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
-_ABOUT = ("dataset_info.json", "metadata.json")  # made with what, of which files: no content
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -42,6 +41,7 @@ class DataInfo:
       attribution: who made it and its licence, to be shown with every picture; "" when not stated.
       tokenizer_path: the tokenizer trained on its captions, None when there is none.
       splits: split -> number of examples.
+      shards: the files that hold the examples of all splits.
     """
 
     name: str
@@ -49,23 +49,23 @@ class DataInfo:
     attribution: str
     tokenizer_path: Path | None
     splits: Mapping[str, int]
+    shards: tuple[Path, ...]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of what the data set holds: equal for equal builds, whenever and wherever.
+        """Hex digest of the examples and what they mean: equal for equal builds, wherever they lie.
 
-        Files are hashed whole up to 64 MiB together, by name and size only beyond that.
+        Of the shards of all splits, the features and the names of the labels. Not of the tokenizer,
+        of which each run keeps a copy, nor of anything else in the directory. Files are hashed
+        whole up to 64 MiB together; beyond that, the shards by name and size only.
         """
-        files = sorted(
-            path
-            for path in self.directory.iterdir()
-            if path.is_file() and not path.name.startswith(".") and path.name not in _ABOUT
-        )
+        meaning = {self.directory / "features.json", *self.directory.glob("*.labels.txt")}
+        files = sorted(path for path in {*self.shards, *meaning} if path.is_file())
         whole = sum(path.stat().st_size for path in files) <= _HASH_BYTES
         digest = hashlib.sha256()
         for path in files:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            if whole or path.suffix == ".json":
+            if whole or path in meaning:
                 digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 
@@ -106,6 +106,10 @@ class Source:
                 self._cache[index] = example
         return dict(example)
 
+    def caption(self, index: int) -> str:
+        """``self[index]["text"]`` without decoding the image."""
+        return self._text(self._records[index])
+
     def _read(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         try:
@@ -114,12 +118,13 @@ class Source:
             raise ImageError(f"{self.info.name} {self.split}[{index}]: {error}") from error
         image.setflags(write=False)
         example = {key: _plain(record[key]) for key in self._kept}
+        return {**example, "image": image, "text": self._text(record)}
+
+    def _text(self, record: Mapping[str, Any]) -> str:
         if self._text_key is not None:
-            text = _plain(record[self._text_key])
-        else:
-            label = self._label_name(int(record[self._label_key])).replace("_", " ")
-            text = LABEL_CAPTION.format(label=label)
-        return {**example, "image": image, "text": text}
+            return _plain(record[self._text_key])
+        label = self._label_name(int(record[self._label_key])).replace("_", " ")
+        return LABEL_CAPTION.format(label=label)
 
 
 class Joined:
@@ -203,6 +208,7 @@ def _open_one(spec: str, split: str, data_dir: str | Path | None) -> Source:
         if (directory / TOKENIZER_FILE).is_file()
         else None,
         splits={key: value.num_examples for key, value in builder.info.splits.items()},
+        shards=tuple(Path(p) for split in builder.info.splits.values() for p in split.filepaths),
     )
     if split.partition("[")[0] not in info.splits:
         raise UserError(f"data.split={split}: {name} has the splits {', '.join(info.splits)}")

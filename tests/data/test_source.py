@@ -10,46 +10,12 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tiny_tfds import IMAGE, TEXT, build, png
 
 from mmx.core.errors import UserError
 from mmx.data import source as source_lib
-from mmx.data.image import ImageError, encode_png
+from mmx.data.image import ImageError
 from mmx.data.source import open_source
-
-IMAGE = tfds.features.Image(shape=(None, None, 3))
-TEXT = tfds.features.Text()
-
-
-class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Any features, any examples: what somebody else's builder may have written."""
-
-    url_infos = {}  # noqa: RUF012
-
-    def __init__(self, name, features, examples, version="1.0.0", config=None, license=None, **kw):
-        self.name, self.VERSION = name, tfds.core.Version(version)
-        self._features, self._examples, self._license = features, examples, license
-        config = config and tfds.core.BuilderConfig(name=config, version=version)
-        super().__init__(file_format="array_record", config=config, **kw)
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(self._features)
-        return tfds.core.DatasetInfo(builder=self, features=features, license=self._license)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        yield from enumerate(self._examples)
-
-
-def _png(value, shape=(6, 8, 3)):
-    return encode_png(np.full(shape, value, np.uint8))
-
-
-def _build(root, name, features, examples, **options):
-    builder = Tiny(name, features, examples, data_dir=str(root), **options)
-    builder.download_and_prepare()
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +30,7 @@ def root(tmp_path_factory):
     }
     examples = [
         {
-            "image": _png(i),
+            "image": png(i),
             "caption": f"cäption {i}",
             "id": i,
             "score": i / 2,
@@ -72,7 +38,7 @@ def root(tmp_path_factory):
         }
         for i in range(20)
     ]
-    _build(root, "captioned", features, examples, license="CC0")
+    build(root, "captioned", features, examples, license="CC0")
     return root
 
 
@@ -88,7 +54,7 @@ def labelled(root):
     examples = [
         {"image": Image.new("L", (8, 6), 100 * i), "file": f"{i}.png", "label": i} for i in (0, 1)
     ]
-    return _build(root, "labelled", features, examples)
+    return build(root, "labelled", features, examples)
 
 
 def test_examples(root):
@@ -159,11 +125,11 @@ def test_threads_read_the_same(root):
 def test_newest_version_and_configs(tmp_path):
     features = {"image": IMAGE, "text": TEXT}
     for version in ("1.9.0", "1.10.0"):
-        example = {"image": _png(0), "text": version}
-        _build(tmp_path, "many", features, [example], version=version)
+        example = {"image": png(0), "text": version}
+        build(tmp_path, "many", features, [example], version=version)
     assert open_source("tfds:many", "train", tmp_path)[0]["text"] == "1.10.0"
     for config in ("a", "b"):
-        _build(tmp_path, "sized", features, [{"image": _png(0), "text": config}], config=config)
+        build(tmp_path, "sized", features, [{"image": png(0), "text": config}], config=config)
     assert open_source("tfds:sized/b", "train", tmp_path)[0]["text"] == "b"
     with pytest.raises(UserError, match="tfds:sized/a, tfds:sized/b"):
         open_source("tfds:sized", "train", tmp_path)
@@ -236,39 +202,75 @@ def test_damaged_directories(root, tmp_path):
         open_source("tfds:captioned", "train", tmp_path)
 
 
+def test_a_caption_is_read_without_its_image(root, labelled, tmp_path):
+    for name in ("captioned", "labelled"):
+        source = open_source(f"tfds:{name}", "train", root)
+        texts = [source.caption(i) for i in range(len(source))]
+        assert texts == [source[i]["text"] for i in range(len(source))]
+    build(tmp_path, "bad", {"image": IMAGE, "text": TEXT}, [{"image": b"xx", "text": "a"}])
+    assert open_source("tfds:bad", "train", tmp_path).caption(0) == "a"
+
+
 def test_a_damaged_image_names_itself(tmp_path):
-    _build(tmp_path, "bad", {"image": IMAGE, "text": TEXT}, [{"image": b"xx", "text": "a"}])
+    build(tmp_path, "bad", {"image": IMAGE, "text": TEXT}, [{"image": b"xx", "text": "a"}])
     source = open_source("tfds:bad", "train", tmp_path)
     with pytest.raises(ImageError, match=r"bad train\[0\]: not a PNG"):
         source[0]
 
 
 def test_features_that_do_not_fit(tmp_path):
-    _build(tmp_path, "noimage", {"text": TEXT}, [{"text": "a"}])
+    build(tmp_path, "noimage", {"text": TEXT}, [{"text": "a"}])
     with pytest.raises(UserError, match="no one image"):
         open_source("tfds:noimage", "train", tmp_path)
-    _build(tmp_path, "notext", {"image": IMAGE}, [{"image": _png(0)}])
+    build(tmp_path, "notext", {"image": IMAGE}, [{"image": png(0)}])
     with pytest.raises(UserError, match="needs a text feature"):
         open_source("tfds:notext", "train", tmp_path)
-    example = {"image": _png(0), "a": "x", "b": "y"}
-    _build(tmp_path, "unclear", {"image": IMAGE, "a": TEXT, "b": TEXT}, [example])
+    example = {"image": png(0), "a": "x", "b": "y"}
+    build(tmp_path, "unclear", {"image": IMAGE, "a": TEXT, "b": TEXT}, [example])
     with pytest.raises(UserError, match="needs a text feature"):
         open_source("tfds:unclear", "train", tmp_path)
 
 
-def test_fingerprint_sees_content_and_not_place(root, tmp_path):
-    first = open_source("tfds:captioned", "train", root).info.fingerprint
+def _fingerprint(root, name="captioned"):
+    return open_source(f"tfds:{name}", "train", root).info.fingerprint
+
+
+def test_fingerprint_is_of_the_examples_and_not_of_what_lies_beside_them(root, tmp_path):
+    first = _fingerprint(root)
     directory = _copy(root, tmp_path)
     # What tells of the making changes with the version of TFDS and the dates of the files.
     (directory / "metadata.json").write_text('{"origin": "elsewhere"}')
     info = directory / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"citation": "a paper"}))
-    assert open_source("tfds:captioned", "train", tmp_path).info.fingerprint == first
-    shard = next(directory.glob("*array_record*"))
+    (directory / "notes.txt").write_text("a stray file")
+    (directory / "captioned-train.array_record-00000-of-00001.bak").write_text("another")
+    (directory / "tokenizer.json").write_text("{}")  # each run has a copy of its own
+    assert _fingerprint(tmp_path) == first
+    shard = next(directory.glob("*array_record*-00001"))
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(bytes(data))
-    assert open_source("tfds:captioned", "train", tmp_path).info.fingerprint != first
+    assert _fingerprint(tmp_path) != first
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_fingerprint_sees_every_split_and_what_the_numbers_mean(tmp_path, monkeypatch, large):
+    features = {"image": IMAGE, "label": tfds.features.ClassLabel(names=["dog", "cat"])}
+    example = {"image": png(0), "label": 0}
+    build(tmp_path, "two", features, [example], splits=("train", "test"))
+    if large:  # then the shards are known by name and size alone
+        monkeypatch.setattr(source_lib, "_HASH_BYTES", 0)
+    seen = [_fingerprint(tmp_path, "two")]
+    directory = tmp_path / "two" / "1.0.0"
+    (directory / "label.labels.txt").write_text("dog\nfox\n")
+    seen.append(_fingerprint(tmp_path, "two"))
+    described = directory / "features.json"
+    described.write_text(described.read_text() + "\n")
+    seen.append(_fingerprint(tmp_path, "two"))
+    test = next(directory.glob("two-test.array_record*"))
+    test.write_bytes(test.read_bytes() + b"\0")
+    seen.append(_fingerprint(tmp_path, "two"))
+    assert len(set(seen)) == 4
 
 
 def test_no_builder_is_imported_and_no_tensorflow(labelled):
@@ -276,7 +278,7 @@ def test_no_builder_is_imported_and_no_tensorflow(labelled):
         "import sys; from mmx.data.source import open_source;"
         f"open_source('tfds:labelled', 'train', {str(labelled)!r})[0];"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'jax')"
-        " or 'datasets.labelled' in m or m.endswith('test_source')];"
+        " or 'datasets.labelled' in m or m.endswith('tiny_tfds')];"
         "assert not bad, bad"
     )
     env = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)}
