@@ -1,22 +1,27 @@
-"""Turn OpenMoji, or a folder of your images, into a data set to train on."""
+"""Turn OpenMoji, or a folder of your images, into a data set; give any other a text tokenizer."""
 
 import argparse
 import sys
 
-HELP = "turn OpenMoji or your own images into a data set"
+HELP = "turn OpenMoji or your own images into a data set; give any other a text tokenizer"
 EXAMPLES = """examples:
   mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
   mmx prepare openmoji --config all
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
+  mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
 
 captions of a folder come from metadata.jsonl or metadata.csv (columns file_name, text), else from a
 NAME.txt beside each image, else from the name of the folder an image lies in.
+
+openmoji and folder make a text tokenizer too; tokenizer makes it for what `tfds build` made.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="openmoji | folder")
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="openmoji | folder | tokenizer"
+    )
 
     openmoji = kinds.add_parser(
         "openmoji", help="emoji drawings with captions, made on this machine", epilog=EXAMPLES
@@ -37,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder.add_argument(
         "--test-share", type=float, default=0.05, help="held out as split test (default: 0.05)"
     )
-    for kind in (openmoji, folder):
+
+    tokenizer = kinds.add_parser(
+        "tokenizer", help="for a data set of `tfds build`, trained on its captions", epilog=EXAMPLES
+    )
+    tokenizer.add_argument("source", metavar="tfds:NAME[/CONFIG]", help="which data set")
+
+    for kind in (openmoji, folder, tokenizer):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -52,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
         for config in openmoji.SIZES if args.config == "all" else (args.config,):
             directory, built = openmoji.prepare(config, args.data_dir)
             _report(f"tfds:openmoji/{config}", args.data_dir, directory, built)
+        return 0
+
+    if args.kind == "tokenizer":
+        from mmx.data import tokenizer
+
+        print(f"{args.source}: prepared {tokenizer.prepare(args.source, args.data_dir)}")
         return 0
 
     from mmx.data import folder

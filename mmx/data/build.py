@@ -50,7 +50,7 @@ def build(
     target = data_dir / relative
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(data_dir / relative.split("/")[0]) as aside_root:
+        with lock(data_dir / relative.split("/")[0]) as aside_root:
             if is_prepared(target):
                 return False
             if target.exists():
@@ -73,12 +73,12 @@ def build(
 
 
 @contextlib.contextmanager
-def _lock(root: Path) -> Iterator[Path]:
+def lock(root: Path) -> Iterator[Path]:
     """One build at a time in ``root``; what lies aside when we hold the lock is a dead build's."""
     import fcntl
 
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (root / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         for stale in root.glob(f"{_ASIDE}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield root

@@ -12,6 +12,7 @@ from mmx.core import tree
 from mmx.core.errors import UserError, choose
 from mmx.core.flops import matmul_flops
 from mmx.core.run_dir import copy_tokenizer
+from mmx.data.build import default_data_dir
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
@@ -110,8 +111,9 @@ class MuseTask:
             info = open_source(data.source, data.split, data.data_dir).info
             if info.tokenizer_path is None:
                 raise UserError(
-                    f"config.data.source={data.source!r} has no tokenizer.json beside it; "
-                    "`mmx prepare` makes one"
+                    f"config.data.source={data.source!r} has no tokenizer.json beside it; run: "
+                    f"mmx prepare tokenizer {data.source} "
+                    f"--data_dir {default_data_dir(data.data_dir)}"
                 )
             copy_tokenizer(self.run, info.tokenizer_path)
         return Tokenizer.load(self.run.tokenizer_file)
