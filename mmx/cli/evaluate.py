@@ -43,9 +43,16 @@ def run(args) -> int:
 
     where = args.data_dir or config.data.data_dir
     try:
-        open_source(config.data.source, config.data.split, where)
+        info = open_source(config.data.source, config.data.split, where).info
     except UserError as error:
         raise UserError(f"{error} (or say where it is: --data_dir)") from error
+    learned_from = run_dir.data()
+    if learned_from and learned_from["fingerprint"] != info.fingerprint:
+        print(
+            f"mmx: warning: {info.directory} was prepared anew since {run_dir.path} began: what it "
+            "is scored on is not what it learned from (the old data: --data_dir)",
+            file=sys.stderr,
+        )
     arguments.check_writable(f"{run_dir.path}", run_dir.path)
 
     from mmx.cli.backend import start_jax

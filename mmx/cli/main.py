@@ -17,7 +17,7 @@ examples:
   mmx evaluate runs/muse
   mmx configs
 
-exit codes: 0 done; 1 training failed (a loss is not finite); 2 bad input, nothing was done;
+exit codes: 0 done; 1 training failed (a loss is not finite); 2 bad input, nothing was lost;
   75 training was asked to stop (SIGTERM, Ctrl-C) and has saved: the same command goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """

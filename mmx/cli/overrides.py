@@ -1,8 +1,9 @@
 """``--config.a.b=V``, ``--config.a.b V``, ``--config.flag``, ``--noconfig.flag``.
 
-The flags of ml_collections' config_flags and what they mean there, read by absl's parsers. Not that
-module itself: it wants its flags defined before parsing, and reports what is wrong as an exception
-of Python, without the nearest field.
+The flags of ml_collections' config_flags and what they mean there, read by absl's parsers; one of
+true and false may also be given its value as the next word. Not that module itself: it wants its
+flags defined before parsing, and reports what is wrong as an exception of Python, without the
+nearest field.
 """
 
 import ast

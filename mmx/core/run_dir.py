@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -103,6 +104,23 @@ class RunDir:
         names = (p.name for p in self.checkpoints.iterdir() if p.is_dir())
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def data(self) -> dict[str, Any] | None:
+        """``{"directory", "splits", "fingerprint"}`` of what it learns from; None: not recorded.
+
+        Raises:
+          UserError: the record is damaged.
+        """
+        if not self.data_file.is_file():
+            return None
+        try:
+            data = json.loads(self.data_file.read_text())
+            data["directory"], data["splits"], data["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.data_file}: damaged; delete it to go on with the data that is there"
+            ) from error
+        return data
+
     def has_saved(self) -> bool:
         """Was there ever a checkpoint? One may have been moved to ``broken/`` since, or away."""
         return bool(self.steps()) or self.broken.is_dir() or self.metrics_file.is_file()
@@ -171,16 +189,8 @@ def check_data(run: RunDir, data: dict) -> None:
     Raises:
       UserError: the fingerprint is not the recorded one; lists what else differs.
     """
-    if not run.has_saved() or not run.data_file.is_file():
-        return
-    try:
-        old = json.loads(run.data_file.read_text())
-        is_same = old["fingerprint"] == data["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run.data_file}: damaged; delete it to go on with the data here"
-        ) from error
-    if not is_same:
+    old = run.data() if run.has_saved() else None
+    if old and old["fingerprint"] != data["fingerprint"]:
         changed = [
             f"{name} {old[name]} -> {data[name]}" for name in data if old[name] != data[name]
         ]

@@ -92,8 +92,12 @@ def test_evaluate_a_tokenizer(vqgan_run, data_dir, tmp_path, capsys):
     config.write_text(config.read_text().replace(str(data_dir), "/gone"))
     assert main(["evaluate", str(run)]) == 2
     assert "--data_dir" in capsys.readouterr().err
+    # What another preparation made is scored, and said to be another.
+    record = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(record | {"fingerprint": "of others"}))
     assert main(["evaluate", str(run), "--data_dir", str(data_dir)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "warning" in err and "prepared anew since" in err
     for split in ("train", "train_toned", "test"):
         assert f"{split}/psnr" in out and f"{split}/codebook_use" in out
     picture = run / "samples" / "evaluate-step20-seed0.png"
@@ -141,17 +145,17 @@ def test_train_end_to_end(data_dir, tmp_path, capsys, mmx):
     assert done.stdout.startswith("train/psnr ") and "Traceback" not in done.stderr
 
 
-def test_refused_by_the_model_leaves_the_workdir_as_it_was(data_dir, tmp_path, capsys):
-    """An image size is known to fit only once the model is made; nothing may be left of it."""
-    (tmp_path / "empty").mkdir()
-    for run in (tmp_path / "new", tmp_path / "empty"):
+def test_refused_by_the_model_binds_nobody(data_dir, tmp_path, capsys):
+    """An image size is known to fit only once the model is made: the next one may be another."""
+    run = tmp_path / "run"
+    for size in (33, 35):
         argv = ["train", "--config", "vqgan/openmoji32:tiny", "--workdir", str(run),
-                f"--config.data.data_dir={data_dir}", "--config.data.image_size=33"]  # fmt: skip
+                f"--config.data.data_dir={data_dir}",
+                f"--config.data.image_size={size}"]  # fmt: skip
         assert main(argv) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "config.data.image_size=33" in err and "use 32" in err
-    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
-    assert list((tmp_path / "empty").iterdir()) == []
+        assert err.count("\n") == 1 and f"config.data.image_size={size}" in err and "use 3" in err
+    assert {p.name for p in run.iterdir()} == {".lock", "config.json", "data.json"}
 
 
 def test_failed_training_exits_with_1(data_dir, tmp_path, capsys):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mmx.core import run_dir, tree
 from mmx.core.errors import UserError
-from mmx.core.run_dir import parse_run
+from mmx.core.run_dir import RunDir, parse_run
 
 CONFIG = ConfigDict({"family": "toy", "steps": 5, "optim": {"lr": 1.0}})
 
@@ -144,3 +144,12 @@ def test_paths_of_trees():
     assert flat == {"a/bias": 2, "a/kernel": 1, "b": 3} and tree.unflatten(flat) == nested
     assert tree.flatten(({"x": 1}, [2])) == {"0/x": 1, "1/0": 2}
     assert tree.map_with_path(lambda p, x, y: (p, x + y), {"a": 1}, {"a": 2}) == {"a": ("a", 3)}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"directory": "x"}'])
+def test_a_damaged_record_of_the_data_is_named(tmp_path, text):
+    run = RunDir(tmp_path)
+    assert run.data() is None
+    run.data_file.write_text(text)
+    with pytest.raises(UserError, match=r"data\.json: damaged; delete it"):
+        run.data()
