@@ -68,7 +68,10 @@ def test_examples_of_the_help_are_commands(line):
         assert rest == []
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "prepare openmoji", "prepare folder"])
+PREPARED = [f"prepare {kind}" for kind in ("openmoji", "folder", "tokenizer")]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS, *PREPARED])
 def test_each_help_has_examples(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*verb.split(), "--help"])
