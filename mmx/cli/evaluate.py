@@ -18,9 +18,9 @@ examples:
   mmx evaluate runs/muse@500 --seed 1
 
 A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run its PSNR and
-codebook use on each split, and images beside their reconstructions. The scores go to
-RUN/metrics.json and TensorBoard. The same command again shows what is there; a new checkpoint is
-scored anew.
+codebook use on each split, and images beside their reconstructions; of a split, the first 5,000
+examples. The scores go to RUN/metrics.json and TensorBoard. The same command again shows what is
+there; a new checkpoint is scored anew.
 """
 
 

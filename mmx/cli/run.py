@@ -113,8 +113,7 @@ def load_run(spec, step: int | None = None) -> Run:
       step: instead of ``@STEP``; the newest when neither is given.
 
     Raises:
-      UserError: no such run or step, a checkpoint that cannot be read or is of
-        another model.
+      UserError: no such run or step, a checkpoint that cannot be read or is of another model.
     """
     quiet_logs()
     run, named = parse_run(spec)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmx.core import rng as rngs
+from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.models.vqgan import report as vqgan_report
 from mmx.models.vqgan import task as vqgan_task
@@ -70,7 +71,7 @@ def test_each_combination_trains(build, spec, changes):
     if task.config.quantizer.kind == "vq":
         assert set(state.extra["vq"]) == {"codebook_EZ", "count_E", "sum_EZ"}
         assert moved(states[1].extra["vq"], state.extra["vq"]) > 0
-        assert not any("codebook" in path for path in jax.tree.leaves(list(state.params)))
+        assert not any("codebook" in path for path in tree.flatten(state.params))
     else:
         assert "vq" not in state.extra
 
@@ -131,8 +132,10 @@ def test_a_dead_code_is_restarted_in_training_and_live_ones_are_not(codebook):
     assert np.abs(z - np.asarray(revived["codebook_EZ"][3])).max(1).min() < 1e-6
     chosen_less = np.asarray(seeded["count_E"]) > 1
     chosen_less[3] = False
-    # The latents that code 3 had go to others, so those shift a little; none is replaced.
-    assert np.abs(revived["codebook_EZ"] - after["codebook_EZ"])[chosen_less].max() < 5
+    # The latents that code 3 had go to others, so those shift a little (by a tenth of the way, as
+    # the decay is 0.9); none is replaced.
+    moved = np.abs(revived["codebook_EZ"] - after["codebook_EZ"])[chosen_less].max()
+    assert moved < 0.5 * np.abs(z - z.mean(0)).max()
 
 
 def test_rows_that_see_each_other_are_not_accumulated(build):

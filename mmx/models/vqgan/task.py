@@ -45,6 +45,7 @@ class VqganTask:
 
     def __init__(self, config, run=None):
         self.config = config
+        self._reconstructors = {}
         self.codec = VqganCodec(config)
         self.codec.grid(config.data.image_size)
         self.discriminator = None
@@ -202,6 +203,8 @@ class VqganTask:
 
     def reconstruct(self, mesh):
         """``(params, extra, image_u8 [B]) -> (recon float32, codes int32)``, compiled; any B."""
+        if mesh in self._reconstructors:
+            return self._reconstructors[mesh]
 
         def fn(params, extra, image_u8):
             weights = {"params": params, "extra": extra}
@@ -215,6 +218,7 @@ class VqganTask:
             recon, codes = compiled(params, extra, image_u8)
             return recon[:count], codes[:count]
 
+        self._reconstructors[mesh] = run
         return run
 
     def evaluators(self, mesh) -> list:
@@ -229,9 +233,7 @@ class VqganTask:
         source = open_source(data.source, self.config.eval.splits[-1], data.data_dir)
         count = min(8, len(source))
         image_u8 = np.stack([fit(source[i]["image"], data.image_size) for i in range(count)])
-        if not hasattr(self, "_preview"):
-            self._preview = self.reconstruct(mesh)
-        recon, _ = self._preview(params, extra, image_u8)
+        recon, _ = self.reconstruct(mesh)(params, extra, image_u8)
         recon_u8 = to_uint8(np.nan_to_num(np.asarray(recon)))
         return {"reconstruction": tile(np.stack([image_u8, recon_u8]))}
 
