@@ -131,6 +131,28 @@ def test_text_of_mixed_lengths_equals_one_by_one_and_padding_is_not_read(build, 
     assert np.abs(dropped - whole).max() > 0.01
 
 
+def test_the_text_is_a_live_condition(task, weights):
+    """Invariant 11 for the condition that the base has: order, row and gradient of its text."""
+    T, S, real = task.config.text.max_len, task.grid**2, 6
+    words = task.tokenizer.vocab_size
+    text_ids = np.random.default_rng(0).integers(1, words, (2, T)).astype(np.int32)
+    text_mask = np.arange(T)[None] < np.full((2, 1), real)
+    ids = np.full((2, S), task.mask_id, np.int32)
+    logits = jax.jit(lambda text: task.logits(weights, ids, text, text_mask))
+    a = np.asarray(logits(text_ids))
+    np.testing.assert_allclose(logits(text_ids[::-1]), a[::-1], atol=1e-5)
+    assert np.abs(a[0] - a[1]).max() > 1e-3
+    turned = text_ids.copy()
+    turned[0, [1, 4]] = turned[0, [4, 1]]
+    b = np.asarray(logits(turned))
+    assert np.abs(b[0] - a[0]).max() > 1e-3
+    np.testing.assert_allclose(b[1], a[1], atol=1e-5)
+    emb = task.text_emb(weights, text_ids, text_mask)
+    slope = jax.grad(lambda emb: jax.nn.log_softmax(logits(emb))[..., 0].sum())(emb)
+    size = np.abs(slope).max(-1)
+    assert (size[text_mask] > 1e-6).all() and not size[~text_mask].any()
+
+
 def test_cached_embeddings_of_a_frozen_encoder_stand_in_for_ids(build, task, weights, monkeypatch):
     """Here the encoder that froze is the learned one, so every number must come out as from ids."""
     batch, frozen = build.rows(task, 8), task._frozen_host()
