@@ -21,7 +21,7 @@ from mmx.ops.quantize import (
     usage_metrics,
 )
 
-_FAR = 1e4  # where a code lies that no latent may choose
+_FAR = 1e4  # where a dead code lies while its successor is sought: no latent is near
 _EPSILON = 1e-5  # of the Laplace smoothing (arXiv 1711.00937's public code)
 _CHUNK = 1024  # codes compared at once: 65,536 latents then need 256 MB, not 2 GB for 8192 codes
 
