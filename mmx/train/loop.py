@@ -8,17 +8,16 @@ import numpy as np
 
 from mmx.core import config as configs
 from mmx.core import rng
-from mmx.core.errors import UserError
 from mmx.core.progress import Progress
 from mmx.core.run_dir import RunDir, parse_run, record_environment, write_atomic
 from mmx.data import pipeline
 from mmx.data.source import open_source
-from mmx.train import optim, preemption
+from mmx.train import preemption
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
-from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
+from mmx.train.plan import plan_training
+from mmx.train.sharding import batch_sharding, make_mesh, replicated
 from mmx.train.start import init_from_run
-from mmx.train.state import make_init, make_update, state_shardings
 
 
 class NonFinite(Exception):
@@ -41,44 +40,22 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     configs.check_numbers(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
-    ways, accum = rows.num_devices // mesh.shape["tensor"], config.optim.accum
-    if config.batch_size % (ways * accum):
-        raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over {ways} devices with "
-            f"config.optim.accum={accum}: take a multiple of {ways * accum}"
-        )
+    plan = plan_training(task, config, mesh)
     frozen = task.load_frozen(mesh)
     key = jax.device_put(rng.base_key(config.seed), replicated(mesh))
-    abstract_params, _ = jax.eval_shape(task.init, key)
-    labels = task.param_labels(abstract_params)
-    averages = optim.averages(config, labels)
-    tx, schedules = optim.make_optimizer(config, labels)
-    abstract, shardings, table = state_shardings(task, tx, mesh, averages)
     is_host_0 = jax.process_index() == 0
 
     # Where the state comes from, first match wins:
     # 1. the newest readable checkpoint of this run; 2. --init_from; 3. fresh parameters.
     checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
-    restored = checkpoints.restore_newest(abstract, shardings)
+    restored = checkpoints.restore_newest(plan.abstract, plan.shardings)
     if restored:
         state = restored[1].replace(bad_step=jax.device_put(jnp.int32(-1), replicated(mesh)))
     else:
-        init = make_init(task, tx, averages)
-        # Not under the mesh: the one row that a layer sees here need not divide over the devices.
-        state = jax.jit(init, out_shardings=shardings)(key)
+        state = plan.init(key)
         if init_from:
             state = init_from_run(state, *parse_run(init_from))
     start = int(state.step)
-
-    update = make_update(task, tx, config, labels, schedules)
-    names: list[str] = []
-
-    def step_fn(state, frozen, batch, key):
-        state, metrics = update(state, frozen, batch, key)
-        names[:] = sorted(metrics)  # one vector: one transfer a step
-        return state, jnp.stack([metrics[n].astype(jnp.float32) for n in names])
-
-    step_fn = jit_sharded(step_fn, mesh, out_shardings=(shardings, replicated(mesh)), donate=(0,))
     evaluators = task.evaluators(mesh)
 
     writer = Writer(run.path, start, enabled=is_host_0)
@@ -87,7 +64,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     if is_host_0:
         record_environment(run, [f"{d.platform}: {d.device_kind}" for d in jax.devices()])
         if start == 0:
-            progress.say(table)
+            progress.say(plan.table)
             writer.text(0, "config", f"```\n{configs.to_text(config)}\n```")
         elif start < config.steps:
             progress.say(f"going on from step {start} of {run.path}")
@@ -109,7 +86,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
 
     def finish_step(done, vector, meter):
         """Read the metrics of a step that is over while the device works on the next."""
-        values = dict(zip(names, np.asarray(vector)))
+        values = dict(zip(plan.metrics, np.asarray(vector)))
         if values.pop("bad_step") >= 0:
             bad = [n for n, v in values.items() if not np.isfinite(v)]
             raise NonFinite(
@@ -151,7 +128,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
                 # The first call compiles: no part of the speed.
                 first = meter.paused() if done == start + 1 else contextlib.nullcontext()
                 with first, jax.transfer_guard("disallow"):
-                    state, vector = step_fn(state, frozen, batch, key)
+                    state, vector = plan.step(state, frozen, batch, key)
                 if pending:
                     finish_step(*pending, meter)
                 pending = (done, vector)

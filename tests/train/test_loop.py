@@ -10,7 +10,7 @@ from conftest import read_scalars, training
 
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
-from mmx.train import loop
+from mmx.train import loop, plan
 from mmx.train.start import read_weights
 
 
@@ -62,12 +62,10 @@ class Spy:
 @pytest.fixture
 def spied(monkeypatch):
     """The order of dispatching and reading, and the jitted step."""
-    log, real, made = [], loop.jit_sharded, {}
+    log, real, made = [], plan.jit_sharded, {}
 
     def spy(fn, mesh, **kwargs):
         call = real(fn, mesh, **kwargs)
-        if fn.__name__ != "step_fn":
-            return call
 
         def step(state, *rest):
             log.append(f"dispatch {sum(e.startswith('dispatch') for e in log) + 1}")
@@ -82,7 +80,7 @@ def spied(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(loop, "jit_sharded", spy)
+    monkeypatch.setattr(plan, "jit_sharded", spy)
     return log, made
 
 
