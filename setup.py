@@ -18,6 +18,7 @@ DEMO = [
 ]
 TEST = [
     *DEMO,
+    "etils[epath-gcs]",  # against a bucket of our own on this machine
     "hypothesis>=6.140",
     "packaging>=25.0",
     "pytest>=9.0",
@@ -42,6 +43,8 @@ setup(
     entry_points={"console_scripts": ["mmx = mmx.cli.main:main"]},
     install_requires=[
         "absl-py>=2.3",
+        "etils[epath]>=1.14",
+        "fsspec>=2025.9",
         "flax>=0.12.3",
         "grain>=0.2.15",
         "jax>=0.10.0",
@@ -60,6 +63,7 @@ setup(
         "test": TEST,
         "dev": DEV,
         "cuda": ["jax[cuda12]"],  # runs on every driver since 525; CUDA 13 would need 580
+        "gcs": ["etils[epath-gcs]"],  # runs in buckets, gs://
         "tpu": ["jax[tpu]"],
     },
 )

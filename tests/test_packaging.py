@@ -88,7 +88,7 @@ def test_metadata(metadata):
     assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload().strip() == (REPO / "README.md").read_text().strip()
-    assert {"demo", "test", "dev", "cuda", "tpu"} == set(metadata.get_all("Provides-Extra"))
+    assert {"demo", "test", "dev", "cuda", "gcs", "tpu"} == set(metadata.get_all("Provides-Extra"))
 
 
 def test_requirements_are_floors(metadata):

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 
 
@@ -40,7 +41,7 @@ def scale(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
 
 
-def check_writable(flag: str, folder: Path) -> None:
+def check_writable(flag: str, folder: os.PathLike) -> None:
     """Find out now, not after minutes of drawing, whether files can be made in a folder.
 
     Args:
@@ -48,8 +49,12 @@ def check_writable(flag: str, folder: Path) -> None:
       folder: may be missing; it is not made.
 
     Raises:
-      UserError: it is a file, below a file, or the system refuses.
+      UserError: it is a file, below a file, or the system refuses; of a bucket, see
+        :func:`mmx.core.storage.check_bucket`.
     """
+    if storage.is_remote(folder):
+        storage.check_bucket(flag, folder)
+        return
     there = Path(os.path.abspath(folder))
     while not os.path.lexists(there):
         there = there.parent

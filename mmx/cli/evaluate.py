@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from mmx.cli import arguments
+from mmx.core import storage
 from mmx.core.errors import UserError
-from mmx.core.run_dir import parse_run, write_atomic
+from mmx.core.run_dir import parse_run
 from mmx.models import registry
 
 HELP = "score a run and draw a picture of it"
@@ -71,7 +72,7 @@ def run(args) -> int:
     writer = Writer(run_dir.path)
     writer.scalars(step, {f"scores/{n}": s["value"] for n, s in record["scores"].items()})
     writer.close()
-    write_atomic(run_dir.metrics_file, json.dumps(record, indent=2) + "\n")
+    storage.write(run_dir.metrics_file, json.dumps(record, indent=2) + "\n")
     _print(run_dir, record)
     return 0
 
@@ -79,7 +80,7 @@ def run(args) -> int:
 def _kept(run_dir, settings: dict) -> dict | None:
     """The last evaluation, if it is the one asked for and its picture is still there."""
     try:
-        kept = json.loads(run_dir.metrics_file.read_text())
+        kept = json.loads(storage.read_text(run_dir.metrics_file))
         same = kept["settings"] == settings
         return kept if same and (run_dir.path / kept["picture"]).is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -109,7 +110,7 @@ def _save_picture(opened, report, seed: int) -> str:
         save_picture(path, picture, info)
     except OSError as error:
         raise UserError(f"{path}: not written ({error.strerror})") from error
-    return os.path.relpath(path, opened.dir.path)
+    return str(path.relative_to(opened.dir.path))
 
 
 def _print(run_dir, record) -> None:

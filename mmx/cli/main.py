@@ -6,6 +6,7 @@ import os
 import sys
 
 from mmx.cli.backend import before_jax
+from mmx.core import storage
 from mmx.core.errors import UserError
 
 _EXAMPLES = """\
@@ -80,10 +81,16 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         return 0
     except OSError as error:
+        if error.errno is None and (reason := storage.explain(error)):
+            return _fail(f"the bucket cannot be read ({reason})")
         if error.errno not in _DISK:
             raise
         _drop_output()
         return _fail(f"{error.filename or 'output'}: {error.strerror}")
+    except Exception as error:
+        if (reason := storage.explain(error)) is None:
+            raise
+        return _fail(f"the bucket cannot be read ({reason})")
     except KeyboardInterrupt:
         print("mmx: interrupted", file=sys.stderr)
         return 130

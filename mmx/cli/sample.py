@@ -1,11 +1,15 @@
 """Draw pictures from a trained run."""
 
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmx.cli import arguments
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
+
+if TYPE_CHECKING:
+    from etils.epath import Path
 
 HELP = "draw pictures from a run"
 EXAMPLES = """\
@@ -86,7 +90,7 @@ def run(args) -> int:
     return 0
 
 
-def _save(path: Path, image, record: dict) -> Path:
+def _save(path: "Path", image, record: dict) -> "Path":
     from mmx.eval.png import save_image
 
     try:
@@ -95,7 +99,7 @@ def _save(path: Path, image, record: dict) -> Path:
         raise UserError(f"{path}: not written ({error.strerror})") from error
 
 
-def _save_grid(path: Path, images, texts, record: dict) -> Path:
+def _save_grid(path: "Path", images, texts, record: dict) -> "Path":
     """One picture as it is; several as a captioned grid."""
     import numpy as np
 
@@ -114,9 +118,9 @@ def _prompts(args) -> list[str]:
         raise UserError('give a prompt, mmx sample RUN "red heart", or --prompts FILE')
     if args.prompt is not None:
         return [args.prompt]
-    file = Path(args.prompts)
+    file = storage.path(args.prompts)
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = storage.read_bytes(file).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--prompts={file}: not a text file in UTF-8") from error
     except OSError as error:
@@ -146,15 +150,15 @@ def _check_prompts(run_dir: RunDir, prompts: list[str], negative: str) -> None:
             raise UserError(f"--negative: {error}") from error
 
 
-def _out(args, run_dir: RunDir, step: int) -> Path:
+def _out(args, run_dir: RunDir, step: int) -> "Path":
     """Where the pictures go; it can be written."""
     if args.prompts:
-        out = Path(args.out) if args.out else run_dir.samples
+        out = storage.path(args.out) if args.out else run_dir.samples
         arguments.check_writable(f"--out={out}", out)
         return out
     out = run_dir.samples / f"step{step}-seed{args.seed}.png"
     if args.out:
-        out = Path(args.out)
+        out = storage.path(args.out)
         if out.suffix.lower() != ".png":
             raise UserError(f"--out={out}: pictures are PNG, so the name has to end in .png")
         if out.is_dir():

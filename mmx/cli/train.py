@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import os
 import sys
-from pathlib import Path
 
 from mmx.core import config as configs
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import (
     RunDir,
@@ -16,7 +15,6 @@ from mmx.core.run_dir import (
     open_or_create,
     parse_run,
     train_alone,
-    write_atomic,
 )
 
 HELP = "train a run, or go on with it"
@@ -55,8 +53,7 @@ def run(args) -> int:
     if not args.workdir:
         raise UserError("--workdir is missing: name the folder of the run")
     configs.check_numbers(config)
-    # Without "..": PATH/new/../old names another folder once PATH/new is made.
-    workdir = RunDir(Path(os.path.normpath(args.workdir)))
+    workdir = RunDir(storage.normal(args.workdir))
     check_workdir(workdir, config)
     done = workdir.steps()
     if done and done[-1] >= config.steps and _is_readable(workdir, done[-1]):
@@ -79,7 +76,7 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None) -> int:
     from mmx.train import loop, preemption
 
     open_or_create(workdir.path, config)
-    write_atomic(workdir.data_file, json.dumps(data, indent=2) + "\n")
+    storage.write(workdir.data_file, json.dumps(data, indent=2) + "\n")
     try:
         loop.train(make_task(config, workdir), config, workdir, init_from=init_from)
     except preemption.Preempted as stopped:

@@ -17,79 +17,91 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from mmx.core import config as configs
+from mmx.core import storage
 from mmx.core.errors import UserError
+
+if TYPE_CHECKING:
+    from etils.epath import Path
+
+# Orbax's mark of a whole checkpoint in a bucket, where none can be renamed into place.
+_COMMITTED = "commit_success.txt"
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of a run and what is kept there as text."""
+    """Paths of a run and what is kept there as text.
 
-    path: Path
+    Attributes:
+      path: local or ``gs://``; any path-like is taken.
+    """
+
+    path: "Path"
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", storage.path(self.path))
 
     @property
-    def config_file(self) -> Path:
+    def config_file(self) -> "Path":
         return self.path / "config.json"
 
     @property
-    def tokenizer_file(self) -> Path:
+    def tokenizer_file(self) -> "Path":
         return self.path / "tokenizer.json"
 
     @property
-    def data_file(self) -> Path:
+    def data_file(self) -> "Path":
         return self.path / "data.json"
 
     @property
-    def lock_file(self) -> Path:
+    def lock_file(self) -> "Path":
         return self.path / ".lock"
 
     @property
-    def environment_file(self) -> Path:
+    def environment_file(self) -> "Path":
         return self.path / "environment.json"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> "Path":
         return self.path / "checkpoints"
 
     @property
-    def broken(self) -> Path:
+    def broken(self) -> "Path":
         """Checkpoints that could not be read are moved here."""
         return self.path / "broken"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> "Path":
         return self.path / "samples"
 
     @property
-    def metrics_file(self) -> Path:
+    def metrics_file(self) -> "Path":
         return self.path / "metrics.json"
 
     @property
-    def attribution_file(self) -> Path:
+    def attribution_file(self) -> "Path":
         return self.path / "attribution.txt"
 
     def attribution(self) -> str:
         """Of the data that the run learned from, as recorded with the run; "" for none."""
         file = self.attribution_file
-        return file.read_text().strip() if file.is_file() else ""
+        return storage.read_text(file).strip() if file.is_file() else ""
 
-    def stage(self, name: str) -> Path:
+    def stage(self, name: str) -> "Path":
         return self.path / "stages" / name
 
     def config(self) -> ConfigDict:
         """The resolved config. Raises UserError when the file is none of a run of mmx."""
         try:
-            config = configs.from_json(self.config_file.read_text())
+            config = configs.from_json(storage.read_text(self.config_file))
             known = isinstance(config.get("family"), str)
         except (OSError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{self.config_file}: cannot be read as a config ({error})") from error
@@ -99,10 +111,7 @@ class RunDir:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, without opening Orbax."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = (p.name for p in self.checkpoints.iterdir() if p.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        return finished_steps(self.checkpoints)
 
     def data(self) -> dict[str, Any] | None:
         """``{"directory", "splits", "fingerprint"}`` of what it learns from; None: not recorded.
@@ -113,7 +122,7 @@ class RunDir:
         if not self.data_file.is_file():
             return None
         try:
-            data = json.loads(self.data_file.read_text())
+            data = json.loads(storage.read_text(self.data_file))
             data["directory"], data["splits"], data["fingerprint"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -126,6 +135,18 @@ class RunDir:
         return bool(self.steps()) or self.broken.is_dir() or self.metrics_file.is_file()
 
 
+def finished_steps(checkpoints: "Path") -> list[int]:
+    """Steps that lie whole in a folder of checkpoints, lowest first."""
+    whole = (lambda p: (p / _COMMITTED).exists()) if storage.is_remote(checkpoints) else _is_dir
+    return sorted(
+        int(p.name) for p in storage.children(checkpoints) if p.name.isdecimal() and whole(p)
+    )
+
+
+def _is_dir(folder: "Path") -> bool:
+    return folder.is_dir()
+
+
 def parse_run(spec: str) -> tuple[RunDir, int | None]:
     """``PATH[@STEP]`` -> (run, step or None). The run must exist.
 
@@ -133,13 +154,13 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
       UserError: no such run, it has no config, or no checkpoint (of that step).
     """
     text, step = str(spec), None
-    if "@" in text and not Path(text).exists():
+    if "@" in text and not storage.path(text).exists():
         path, _, number = text.rpartition("@")
         if number.isascii() and number.isdecimal():
             text, step = path, int(number)
-        elif Path(path, "config.json").is_file():
+        elif (storage.path(path) / "config.json").is_file():
             raise UserError(f"{spec}: after @ comes a step, a whole number; not {number!r}")
-    run = RunDir(Path(text))
+    run = RunDir(text)
     if not run.path.is_dir():
         raise UserError(f"{text}: no such run directory; `mmx train` makes one")
     if not run.config_file.is_file():
@@ -166,7 +187,7 @@ def check_workdir(run: RunDir, config: ConfigDict) -> None:
         if run.has_saved():
             configs.check_resumable(old, config)
     elif run.path.is_dir():
-        if any(path != run.lock_file for path in run.path.iterdir()):
+        if any(path != run.lock_file for path in storage.children(run.path)):
             raise UserError(
                 f"--workdir={run.path}: the folder is not empty and is no run; choose another"
             )
@@ -201,7 +222,7 @@ def check_data(run: RunDir, data: dict) -> None:
         )
 
 
-def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
+def open_or_create(workdir: "str | Path", config: ConfigDict) -> RunDir:
     """The run of a workdir: made when new, else checked to be of the same config.
 
     The stored config of a run that goes on is replaced by the new one, which can only differ in the
@@ -211,15 +232,15 @@ def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
     Raises:
       UserError: the workdir holds another run, or files that are no run.
     """
-    run = RunDir(Path(workdir))
+    run = RunDir(workdir)
     check_workdir(run, config)
     if not run.has_saved():
         run.tokenizer_file.unlink(missing_ok=True)
         run.data_file.unlink(missing_ok=True)
         if not keeps_stages(run, config):
-            shutil.rmtree(run.path / "stages", ignore_errors=True)
+            (run.path / "stages").rmtree(missing_ok=True)
     run.path.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.config_file, configs.to_json(config))
+    storage.write(run.config_file, configs.to_json(config))
     return run
 
 
@@ -227,9 +248,16 @@ def open_or_create(workdir: str | Path, config: ConfigDict) -> RunDir:
 def train_alone(run: RunDir) -> Iterator[None]:
     """Keep other processes from training in a run meanwhile; makes its folder.
 
+    In a local folder only, and among processes of one machine: a bucket has no lock that ends with
+    its holder, and one that does not would keep a preempted run from going on. Whoever starts a run
+    in a bucket twice at once gets checkpoints of both.
+
     Raises:
       UserError: one does already.
     """
+    if storage.is_remote(run.path):
+        yield
+        return
     import fcntl
 
     run.path.mkdir(parents=True, exist_ok=True)
@@ -246,17 +274,15 @@ def train_alone(run: RunDir) -> Iterator[None]:
         yield
 
 
-def copy_tokenizer(run: RunDir, source: Path) -> None:
+def copy_tokenizer(run: RunDir, source: "Path") -> None:
     """Keep the tokenizer with the run."""
-    temporary = run.tokenizer_file.with_suffix(".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(run.tokenizer_file)
+    storage.write(run.tokenizer_file, source.read_bytes())
 
 
 def record_environment(run: RunDir, devices: list[str]) -> None:
     """Append this start: when, with which command, versions and devices."""
     file = run.environment_file
-    starts = json.loads(file.read_text()) if file.is_file() else []
+    starts = json.loads(storage.read_text(file)) if file.is_file() else []
     names = ("mmx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     versions = {}
     for name in names:
@@ -275,11 +301,4 @@ def record_environment(run: RunDir, devices: list[str]) -> None:
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
     )
-    write_atomic(file, json.dumps(starts, indent=2) + "\n")
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Write whole or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+    storage.write(file, json.dumps(starts, indent=2) + "\n")

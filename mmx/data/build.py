@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.data.text import FILE_NAME, train_tokenizer
 
@@ -21,8 +22,18 @@ _ASIDE = ".incomplete-"
 
 
 def default_data_dir(data_dir: str | Path | None = None) -> Path:
-    """``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets, as TFDS has it."""
+    """``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets, as TFDS has it.
+
+    Raises:
+      UserError: in a bucket, of which ArrayRecord reads nothing: it is to be mounted.
+    """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if storage.is_remote(chosen):
+        bucket, _, folder = os.fspath(chosen).removeprefix("gs://").partition("/")
+        raise UserError(
+            f"data_dir={chosen}: data is read through a mount of the bucket, not by gs://: "
+            f"gcsfuse --implicit-dirs {bucket} /mnt/{bucket}, then data_dir=/mnt/{bucket}/{folder}"
+        )
     return Path(chosen).expanduser().absolute()
 
 

@@ -7,12 +7,14 @@ format of the `tokenizers` library) lies beside the data and is copied into each
 Legend: n texts, T text tokens.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 
 PAD_ID = 0
@@ -77,12 +79,13 @@ class Tokenizer:
         self._bpe = bpe
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Read a ``tokenizer.json``. Raises UserError when it is missing or not one of ours."""
-        if not Path(path).is_file():
+        file = storage.path(path)
+        if not file.is_file():
             raise UserError(f"{path}: no tokenizer here; `mmx prepare` writes it beside the data")
         try:
-            bpe = tokenizers.Tokenizer.from_file(str(path))
+            bpe = tokenizers.Tokenizer.from_str(storage.read_text(file))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer file ({error})") from error
         return cls(bpe)

@@ -1,15 +1,16 @@
 """PNG files that say how they were made: JSON in a text chunk, written whole or not at all."""
 
+import io
 import json
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.eval import images as im
 
@@ -25,9 +26,10 @@ def save_picture(path: str | os.PathLike, picture: Image.Image, metadata: Mappin
     Args:
       path: must end in .png; metadata: what JSON can hold, numpy scalars and arrays too, no nan.
         Its "attribution", if any, also goes into the standard chunk "Copyright".
-    Raises UserError on another suffix; OSError as the disk does (full, not allowed).
+    Raises UserError on another suffix, or as a bucket refuses; OSError as the disk does (full, not
+    allowed).
     """
-    path = Path(path)
+    path = storage.path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are written as PNG, so the name has to end in .png")
     info = PngImagePlugin.PngInfo()
@@ -37,15 +39,9 @@ def save_picture(path: str | os.PathLike, picture: Image.Image, metadata: Mappin
     if metadata.get("attribution"):
         info.add_itxt("Copyright", metadata["attribution"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            picture.save(file, format="PNG", pnginfo=info, optimize=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    png = io.BytesIO()
+    picture.save(png, format="PNG", pnginfo=info, optimize=True)
+    storage.write(path, png.getvalue())
     return path
 
 
@@ -61,7 +57,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray, metadata: Mapping) ->
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """The metadata that `save_picture` wrote. Raises UserError if the file or they are missing."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(storage.read_bytes(storage.path(path)))) as picture:
             picture.load()  # text may follow the pixels
             text = picture.info.get(KEY)
     except FileNotFoundError:

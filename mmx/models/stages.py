@@ -5,20 +5,21 @@ and the weights are copied once into ``RUN/stages/NAME``, so the run survives wh
 moves, is trained on or is deleted.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from mmx.core import config as configs
-from mmx.core import tree
+from mmx.core import storage, tree
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir, parse_run, write_atomic
+from mmx.core.run_dir import RunDir, parse_run
 
 _WEIGHTS = "weights.safetensors"
 
@@ -53,7 +54,7 @@ def pin(
     folder = run.stage(name)
     pin_file = folder / "pin.json"
     if pin_file.is_file():
-        pinned = json.loads(pin_file.read_text())
+        pinned = json.loads(storage.read_text(pin_file))
         if spec != pinned["spec"]:
             raise UserError(
                 f"config.{name}.run={spec!r}, but this run is pinned to {pinned['spec']!r} "
@@ -77,21 +78,21 @@ def pin(
         if not path.startswith(drop)
     }
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (_WEIGHTS + ".tmp")
-    save_file(flat, temporary)
-    temporary.replace(folder / _WEIGHTS)
-    write_atomic(folder / "config.json", earlier.config_file.read_text())
+    with storage.staged(folder / _WEIGHTS) as local:
+        save_file(flat, local)
+        digest = _digest(local)
+    storage.write(folder / "config.json", storage.read_text(earlier.config_file))
     if earlier.tokenizer_file.is_file():
-        write_atomic(folder / "tokenizer.json", earlier.tokenizer_file.read_text())
+        storage.write(folder / "tokenizer.json", storage.read_text(earlier.tokenizer_file))
     # Written last: a folder with a pin is whole.
-    record = {"spec": spec, "step": step, "sha256": _digest(folder / _WEIGHTS)}
-    write_atomic(pin_file, json.dumps(record, indent=2) + "\n")
+    record = {"spec": spec, "step": step, "sha256": digest}
+    storage.write(pin_file, json.dumps(record, indent=2) + "\n")
     return folder
 
 
 def load_config(folder: Path) -> ConfigDict:
     """The config of a pinned stage."""
-    return configs.from_json((folder / "config.json").read_text())
+    return configs.from_json(storage.read_text(folder / "config.json"))
 
 
 def load_weights(folder: Path) -> Any:
@@ -101,14 +102,15 @@ def load_weights(folder: Path) -> Any:
       UserError: the file is not what was pinned.
     """
     file = folder / _WEIGHTS
-    pinned = json.loads((folder / "pin.json").read_text())
-    if not file.is_file() or _digest(file) != pinned["sha256"]:
-        raise UserError(
-            f"{file}: changed or damaged since it was pinned; put back the one of sha256 "
-            f"{pinned['sha256']}, or delete {folder} to pin {pinned['spec']} anew, if that is "
-            f"still step {pinned['step']} of the same run (codes of another mean something else)"
-        )
-    return tree.unflatten(load_file(file))
+    pinned = json.loads(storage.read_text(folder / "pin.json"))
+    with contextlib.suppress(FileNotFoundError), storage.fetched(file) as local:
+        if _digest(local) == pinned["sha256"]:
+            return tree.unflatten(load_file(local))
+    raise UserError(
+        f"{file}: changed or damaged since it was pinned; put back the one of sha256 "
+        f"{pinned['sha256']}, or delete {folder} to pin {pinned['spec']} anew, if that is "
+        f"still step {pinned['step']} of the same run (codes of another mean something else)"
+    )
 
 
 def _digest(file: Path) -> str:

@@ -3,14 +3,16 @@
 Axis letters: B batch, H W pixels, C channels.
 """
 
+import os
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from safetensors.numpy import load_file, save_file
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 
 # ImageNet statistics of torchvision's VGG, for images in [0, 1].
@@ -18,7 +20,7 @@ _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool, ...]]:
+def load_vgg(path: str | os.PathLike) -> tuple[list[dict[str, np.ndarray]], tuple[bool, ...]]:
     """Convolutions in order, as ``{"kernel": [3, 3, in, out], "bias": [out]}``; and for each, does
     it follow a max-pool.
 
@@ -28,14 +30,15 @@ def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool,
     Raises:
       UserError: no such file, unreadable, or no such weights in it.
     """
-    given, path = str(path), Path(path)
+    given, path = str(path), storage.path(path)
     if not path.is_file():
         raise UserError(
             f"config.loss.perceptual_weights={given!r}: no such file; give a safetensors file of "
             "torchvision's vgg16, or set config.loss.perceptual=0"
         )
     try:
-        tensors = load_file(path)
+        with storage.fetched(path) as local:
+            tensors = load_file(local)
     except Exception as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     numbers = sorted(
@@ -55,7 +58,7 @@ def load_vgg(path: str | Path) -> tuple[list[dict[str, np.ndarray]], tuple[bool,
     return layers, tuple(pools)
 
 
-def keep_vgg(path: str | Path, kept: Path) -> Path:
+def keep_vgg(path: str | os.PathLike, kept: Path) -> Path:
     """Copy the convolutions of a VGG into a run, once: later the run needs no other file.
 
     Args:
@@ -71,10 +74,11 @@ def keep_vgg(path: str | Path, kept: Path) -> Path:
     if not kept.is_file():
         load_vgg(path)  # its mistakes, before anything is written
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(".tmp")
-        convolutions = {k: v for k, v in load_file(path).items() if k.startswith("features.")}
-        save_file(convolutions, temporary)
-        temporary.replace(kept)
+        with storage.fetched(storage.path(path)) as local:
+            tensors = load_file(local)
+        convolutions = {k: v for k, v in tensors.items() if k.startswith("features.")}
+        with storage.staged(kept) as local:
+            save_file(convolutions, local)
     return kept
 
 

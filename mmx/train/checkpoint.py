@@ -6,18 +6,18 @@ extra) and ``train`` (step, opt_state, bad_step).
 
 import errno
 import os
-import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from mmx.core import tree
+from mmx.core import storage, tree
 from mmx.core.errors import UserError
+from mmx.core.run_dir import finished_steps
 from mmx.train.state import TrainState
 
 _MODEL = ("params", "ema", "extra")
@@ -37,8 +37,8 @@ class Checkpoints:
       read_only: open for sampling; never writes or deletes.
     """
 
-    def __init__(self, directory: Path, keep: int | None = None, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: epath.PathLike, keep: int | None = None, read_only: bool = False):
+        self.directory = storage.absolute(directory)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
@@ -93,8 +93,7 @@ class Checkpoints:
 
     def _failed(self, error) -> UserError:
         # From the disk: Orbax's own list has a step that failed, not those that it was to replace.
-        names = [p.name for p in self.directory.iterdir()] if self.directory.is_dir() else []
-        good = sorted(int(name) for name in names if name.isdigit())
+        good = finished_steps(self.directory)
         kept = f"the last good checkpoint is step {good[-1]}" if good else "there is none yet"
         text = str(error)
         # The system's own words, where they are in there; Orbax wraps them in a page of its own.
@@ -184,8 +183,7 @@ class Checkpoints:
                 aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
                 before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
                 if jax.process_index() == 0:
-                    aside.parent.mkdir(exist_ok=True)
-                    shutil.move(self.directory / str(step), aside)
+                    storage.move(self.directory / str(step), aside)
                     print(
                         f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
                         f"going on from {before}",

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmx.core import config as configs
-from mmx.core import rng
+from mmx.core import rng, storage
 from mmx.core.progress import Progress
-from mmx.core.run_dir import RunDir, parse_run, record_environment, write_atomic
+from mmx.core.run_dir import RunDir, parse_run, record_environment
 from mmx.data import pipeline
 from mmx.data.source import open_source
 from mmx.train import preemption
@@ -111,7 +111,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     scores, pending, saved = {}, None, start if restored else -1
     source = open_source(config.data.source, config.data.split, config.data.data_dir)
     if is_host_0 and source.info.attribution:
-        write_atomic(run.attribution_file, source.info.attribution + "\n")
+        storage.write(run.attribution_file, source.info.attribution + "\n")
     stream = pipeline.Stream(source, task.transform, config.seed)
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)

@@ -123,21 +123,6 @@ def test_each_start_is_recorded(run):
     assert starts[0]["versions"]["jax"] == jax.__version__ and starts[0]["command"]
 
 
-def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "config.json"
-    run_dir.write_atomic(file, "old")
-    real = type(file).write_text
-
-    def half(self, text):
-        real(self, text[:2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(file), "write_text", half)
-    with pytest.raises(OSError, match="No space left"):
-        run_dir.write_atomic(file, "a new text")
-    assert file.read_text() == "old"
-
-
 def test_paths_of_trees():
     nested = {"a": {"kernel": 1, "bias": 2}, "b": 3}
     flat = tree.flatten(nested)
