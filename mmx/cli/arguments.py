@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def scale(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
+
+
+def profiled_steps(spec: str, steps: int) -> range:
+    """``FIRST:LAST`` -> those steps, both included; a run counts its steps from 1 to ``steps``.
+
+    Raises:
+      UserError: anything else.
+    """
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", spec)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last <= steps:
+        raise UserError(
+            f"--profile={spec}: name the first and the last step to trace, as in 10:15, "
+            f"from 1 to config.steps={steps}"
+        )
+    return range(first, last + 1)
 
 
 def check_writable(flag: str, folder: os.PathLike) -> None:

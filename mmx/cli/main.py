@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import time
 
 from mmx.cli.backend import before_jax
 from mmx.core import storage
@@ -64,12 +65,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code, as ``mmx --help`` lists them."""
+    began = time.monotonic() - (_process_age() if argv is None else 0.0)
     try:
         args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         if args.verb == "train":
             args.overrides = rest
         elif rest:
             raise UserError(f"unknown arguments: {' '.join(rest)}; see `mmx {args.verb} --help`")
+        args.began = began
         before_jax()
         code = args.run(args) or 0
         sys.stdout.flush()
@@ -94,6 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mmx: interrupted", file=sys.stderr)
         return 130
+
+
+def _process_age() -> float:
+    """Seconds since this process began: Python starting; 0 where the system has no /proc."""
+    try:
+        with open("/proc/self/stat") as file:
+            began = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
 def _fail(message: str) -> int:

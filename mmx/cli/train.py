@@ -41,6 +41,9 @@ def add_arguments(parser):
         "--init_from", metavar="RUN[@STEP]", help="start from the weights of another run"
     )
     parser.add_argument(
+        "--profile", metavar="FIRST:LAST", help="trace these steps, for TensorBoard's XProf"
+    )
+    parser.add_argument(
         "--print_config", action="store_true", help="show the resolved config and stop"
     )
 
@@ -59,7 +62,13 @@ def run(args) -> int:
     if done and done[-1] >= config.steps and _is_readable(workdir, done[-1]):
         print(f"{workdir.path}: all {config.steps} steps are done")
         return 0
+    from mmx.cli.arguments import profiled_steps
+    from mmx.train.goodput import Goodput
+
+    clock = Goodput(args.began)
+    profile = profiled_steps(args.profile, config.steps) if args.profile else None
     data = _check_inputs(config, workdir, args.init_from)
+    clock.note("inputs checked")
 
     from mmx.cli.backend import start_jax
 
@@ -68,17 +77,17 @@ def run(args) -> int:
 
     is_host_0 = jax.process_index() == 0
     with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
-        return _train(config, workdir, data, args.init_from)
+        return _train(config, workdir, data, args.init_from, clock, profile)
 
 
-def _train(config, workdir: RunDir, data: dict, init_from: str | None) -> int:
+def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, profile) -> int:
     from mmx.models.registry import make_task
     from mmx.train import loop, preemption
 
     open_or_create(workdir.path, config)
     storage.write(workdir.data_file, json.dumps(data, indent=2) + "\n")
     try:
-        loop.train(make_task(config, workdir), config, workdir, init_from=init_from)
+        loop.train(make_task(config, workdir), config, workdir, init_from, clock, profile)
     except preemption.Preempted as stopped:
         print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
         return preemption.EXIT_PREEMPTED

@@ -7,6 +7,8 @@ RUN/environment.json   versions, devices, command of each start
 RUN/checkpoints/STEP/  Orbax
 RUN/stages/NAME/       frozen weights of earlier runs, exported once
 RUN/samples/           pictures
+RUN/goodput/           where the time of each start went
+RUN/plugins/           traces of ``--profile``
 RUN/metrics.json       scores of the last evaluation
 RUN/events.*           TensorBoard
 RUN/.lock              held by the process that trains
@@ -81,6 +83,10 @@ class RunDir:
     @property
     def samples(self) -> "Path":
         return self.path / "samples"
+
+    @property
+    def goodput(self) -> "Path":
+        return self.path / "goodput"
 
     @property
     def metrics_file(self) -> "Path":
@@ -239,6 +245,7 @@ def open_or_create(workdir: "str | Path", config: ConfigDict) -> RunDir:
         run.data_file.unlink(missing_ok=True)
         if not keeps_stages(run, config):
             (run.path / "stages").rmtree(missing_ok=True)
+            run.goodput.rmtree(missing_ok=True)
     run.path.mkdir(parents=True, exist_ok=True)
     storage.write(run.config_file, configs.to_json(config))
     return run

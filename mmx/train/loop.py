@@ -14,8 +14,10 @@ from mmx.data import pipeline
 from mmx.data.source import open_source
 from mmx.train import preemption
 from mmx.train.checkpoint import Checkpoints
-from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
+from mmx.train.goodput import Goodput
+from mmx.train.metrics import Meter, Writer, brief, peak_flops
 from mmx.train.plan import plan_training
+from mmx.train.profiler import Profile
 from mmx.train.sharding import batch_sharding, make_mesh, replicated
 from mmx.train.start import init_from_run
 
@@ -24,19 +26,24 @@ class NonFinite(Exception):
     """The loss or a gradient stopped being finite; the last finite state was saved."""
 
 
-def train(task, config, run: RunDir, init_from: str | None = None) -> None:
+def train(task, config, run: RunDir, init_from=None, clock=None, profile=None) -> None:
     """Train a task to ``config.steps``; start, go on, or find that all is done.
+
+    Args:
+      init_from: ``RUN[@STEP]`` to take weights from, or None.
+      clock: a :class:`Goodput` that has run since the command began; one is made when None.
+      profile: a range of steps to trace, or None.
 
     Raises:
       UserError: something in the config or the workdir cannot work.
       Preempted: asked to stop; the state is saved.
       NonFinite: names the step and the metrics; the last finite state is saved.
     """
-    with preemption.watch() as stop:
-        _train(task, config, run, init_from, stop)
+    with clock or Goodput() as clock, preemption.watch() as stop:
+        _train(task, config, run, init_from, clock, profile, stop)
 
 
-def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Flag) -> None:
+def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) -> None:
     configs.check_numbers(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
@@ -48,7 +55,8 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     # Where the state comes from, first match wins:
     # 1. the newest readable checkpoint of this run; 2. --init_from; 3. fresh parameters.
     checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
-    restored = checkpoints.restore_newest(plan.abstract, plan.shardings)
+    with clock.span("restore"):
+        restored = checkpoints.restore_newest(plan.abstract, plan.shardings)
     if restored:
         state = restored[1].replace(bad_step=jax.device_put(jnp.int32(-1), replicated(mesh)))
     else:
@@ -62,6 +70,7 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     what = f"train {config.family}"
     progress = Progress(config.steps, what, start, config.log_every, enabled=is_host_0)
     if is_host_0:
+        clock.open(run, start)
         record_environment(run, [f"{d.platform}: {d.device_kind}" for d in jax.devices()])
         if start == 0:
             progress.say(plan.table)
@@ -71,20 +80,22 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
         if restored and init_from:
             progress.say(f"--init_from={init_from} is for a new run: not used")
 
+    @clock.span("eval")
     def evaluate(state, done):
         scores = {}
         for evaluator in evaluators:
             scores |= dict(evaluator.run(state.averaged, state.extra, frozen))
         writer.scalars(done, scores)
         if scores:
-            progress.say(f"step {done}: " + _brief(scores))
+            progress.say(f"step {done}: " + brief(scores))
         return scores
 
+    @clock.span("preview")
     def preview(state, done):
         for name, picture in task.preview(state.averaged, state.extra, frozen, mesh).items():
             writer.image(done, name, picture)
 
-    def finish_step(done, vector, meter):
+    def finish_step(done, vector):
         """Read the metrics of a step that is over while the device works on the next."""
         values = dict(zip(plan.metrics, np.asarray(vector)))
         if values.pop("bad_step") >= 0:
@@ -95,19 +106,14 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
                 f"config.optim.clip_norm in a new --workdir, --init_from {run.path}."
             )
         if done % config.log_every == 0 or done == config.steps:
-            values |= meter.read(done, loader.wait_seconds)
+            values |= meter.read(done)
             writer.scalars(done, values)
-            progress.update(done, _brief(values))
+            progress.update(done, brief(values))
         elif progress.tty:
             progress.update(done)
 
-    device = jax.devices()[0]
-    meter = Meter(
-        start,
-        config.batch_size,
-        task.train_flops_per_row,
-        PEAK_FLOPS.get(device.device_kind, 0.0) * jax.device_count(),
-    )
+    save = clock.span("save")(checkpoints.save)
+    meter = Meter(clock, start, config.batch_size, task.train_flops_per_row, peak_flops())
     scores, pending, saved = {}, None, start if restored else -1
     source = open_source(config.data.source, config.data.split, config.data.data_dir)
     if is_host_0 and source.info.attribution:
@@ -115,54 +121,43 @@ def _train(task, config, run: RunDir, init_from: str | None, stop: preemption.Fl
     stream = pipeline.Stream(source, task.transform, config.seed)
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
-        stack.callback(checkpoints.close)  # waits for the last save; says when it failed
+        stack.callback(clock.span("save")(checkpoints.close))  # waits; says if the last one failed
         stack.callback(progress.close)
+        profiling = stack.enter_context(Profile(profile, run, clock, progress.say))
         loader = stack.enter_context(
             pipeline.batches(
                 stream, config.batch_size, rows, start_step=start, num_threads=config.data.threads
             )
         )
         try:
-            for done in range(start + 1, config.steps + 1):
-                batch = next(loader)
-                # The first call compiles: no part of the speed.
-                first = meter.paused() if done == start + 1 else contextlib.nullcontext()
-                with first, jax.transfer_guard("disallow"):
-                    state, vector = plan.step(state, frozen, batch, key)
+            for done in profiling.steps(clock.steps(start, config.steps)):
+                batch = clock.next_batch(loader)
+                with jax.transfer_guard("disallow"):
+                    state, vector = clock.call(plan.step, state, frozen, batch, key)
                 if pending:
-                    finish_step(*pending, meter)
+                    finish_step(*pending)
                 pending = (done, vector)
                 last = done == config.steps
                 asked = bool(stop) and not last  # once a step: a signal may come at any line
                 due = [n for n in ("eval", "preview", "save") if done % config[f"{n}_every"] == 0]
                 if due or last or asked:
-                    finish_step(*pending, meter)
+                    finish_step(*pending)
                     pending = None
-                    with meter.paused():
-                        try:
-                            if ("eval" in due or last) and not asked:
-                                scores = evaluate(state, done)
-                            if ("preview" in due or last) and not asked:
-                                preview(state, done)
-                        finally:  # a score that fails must not cost the training before it
-                            if "save" in due or last or asked:
-                                checkpoints.save(done, state)
-                                saved = done
+                    try:
+                        if ("eval" in due or last) and not asked:
+                            scores = evaluate(state, done)
+                        if ("preview" in due or last) and not asked:
+                            preview(state, done)
+                    finally:  # a score that fails must not cost the training before it
+                        if "save" in due or last or asked:
+                            save(done, state)
+                            saved = done
+                    writer.scalars(done, clock.scalars())
                 if asked:
                     raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")
             if scores:
                 writer.hparams(config.steps, configs.flat_items(config), scores)
         except NonFinite:
             if int(state.step) > saved:
-                checkpoints.save(int(state.step), state)
+                save(int(state.step), state)
             raise
-
-
-# What a line of the log shows, by the last word of its name; TensorBoard has everything.
-_SHOWN = ("total", "loss", "accuracy", "psnr", "steps_per_sec")
-_SHORT = {"loss/total": "loss", "speed/steps_per_sec": "steps/s"}
-
-
-def _brief(values: dict) -> str:
-    shown = [n for n in sorted(values) if n.rpartition("/")[2] in _SHOWN]
-    return "  ".join(f"{_SHORT.get(name, name)} {float(values[name]):.4g}" for name in shown)

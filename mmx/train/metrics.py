@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmx.core.errors import UserError
+from mmx.train.goodput import Goodput
 
 # Peak bf16 FLOP/s of one device by jax's device_kind; vendors' data sheets, dense.
 PEAK_FLOPS = {
@@ -22,6 +23,24 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
 }
+
+
+def peak_flops() -> float:
+    """FLOP/s of all devices together; 0 where it is not known."""
+    import jax
+
+    return PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+
+
+# What a line of the log shows, by the last word of its name; TensorBoard has everything.
+_SHOWN = ("total", "loss", "accuracy", "psnr", "steps_per_sec")
+_SHORT = {"loss/total": "loss", "speed/steps_per_sec": "steps/s"}
+
+
+def brief(values: dict) -> str:
+    """A line for the log."""
+    shown = [n for n in sorted(values) if n.rpartition("/")[2] in _SHOWN]
+    return "  ".join(f"{_SHORT.get(name, name)} {float(values[name]):.4g}" for name in shown)
 
 
 class Writer:
@@ -107,41 +126,40 @@ def _disk_errors(file):
 
 
 class Meter:
-    """Speed, share of time spent waiting for data, and MFU, over the steps since the last reading.
+    """Speed, share of time lost waiting for data, and MFU, over the steps since the last reading.
+
+    What else a run spends time on (compiling, evaluating, saving) is no part of its speed.
 
     Args:
+      clock: of the run.
       step: steps done so far.
       batch_size: rows a step.
       flops_per_row: ``() -> model FLOPs`` of one row's forward and backward pass.
       peak: FLOP/s of all devices together; 0 where it is not known: then no MFU.
     """
 
-    def __init__(self, step: int, batch_size: int, flops_per_row, peak: float):
-        self.batch_size, self.peak = batch_size, peak
+    def __init__(self, clock: Goodput, step: int, batch_size: int, flops_per_row, peak: float):
+        self.clock, self.batch_size, self.peak = clock, batch_size, peak
         self.flops_per_row = flops_per_row() if peak else 0.0
-        self._restart(step, 0.0)
+        self.step, self.busy, self.waited = step, *self._training()
 
-    def _restart(self, step: int, waited: float) -> None:
-        self.step, self.waited_before = step, waited
-        self.began, self.idle = time.monotonic(), 0.0
+    def _training(self) -> tuple[float, float]:
+        """Seconds of steps, and seconds lost to waiting for data, so far."""
+        seconds = self.clock.seconds()
+        return seconds.get("step", 0.0) + seconds.get("redo", 0.0), seconds.get("data", 0.0)
 
-    @contextlib.contextmanager
-    def paused(self):
-        """Time spent here (evaluating, saving) does not count as training."""
-        began = time.monotonic()
-        yield
-        self.idle += time.monotonic() - began
-
-    def read(self, step: int, waited: float) -> dict[str, float]:
-        """The speeds since the last reading; ``waited``: seconds waited for data in all."""
-        elapsed = max(time.monotonic() - self.began - self.idle, 1e-9)
+    def read(self, step: int) -> dict[str, float]:
+        """The speeds since the last reading."""
+        busy, waited = self._training()
+        lost = waited - self.waited
+        elapsed = max(busy - self.busy + lost, 1e-9)
         rate = (step - self.step) / elapsed
+        self.step, self.busy, self.waited = step, busy, waited
         values = {
             "speed/steps_per_sec": rate,
             "speed/examples_per_sec": rate * self.batch_size,
-            "speed/data_wait_share": (waited - self.waited_before) / elapsed,
+            "speed/data_wait_share": lost / elapsed,
         }
         if self.peak:
             values["speed/mfu"] = rate * self.batch_size * self.flops_per_row / self.peak
-        self._restart(step, waited)
         return values

@@ -116,6 +116,9 @@ def test_folders_that_are_no_run(refused, tmp_path, hollow):
 
 def test_workdirs(refused, tmp_path, monkeypatch):
     assert "--workdir is missing" in refused(*TOKENIZER)
+    profile = ("--workdir", tmp_path / "new", "--profile", "18:21")
+    assert "--profile=18:21: name the first and the last step" in refused(*TOKENIZER, *profile)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     assert "a file is there" in refused(*TOKENIZER, "--workdir", tmp_path / "file")
     assert "not empty and is no run" in refused(*TOKENIZER, "--workdir", tmp_path)

@@ -1,5 +1,6 @@
 """The toy family by import (``import toy``), runs of it in this process, and readers of events."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,9 +24,16 @@ def read_scalars(run) -> dict[str, dict[int, float]]:
     return out
 
 
+def goodput_of(run) -> list[list[dict]]:
+    """The records of each start of a run, the oldest first."""
+    files = sorted((run / "goodput").glob("*.jsonl"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
 def training(scalars) -> dict:
-    """Without the speeds, which are never the same twice."""
-    return {tag: points for tag, points in scalars.items() if not tag.startswith("speed/")}
+    """Without speeds and times, which are never the same twice."""
+    clocked = ("speed/", "goodput/", "goodput_seconds/")
+    return {tag: points for tag, points in scalars.items() if not tag.startswith(clocked)}
 
 
 @pytest.fixture

@@ -102,7 +102,6 @@ def test_nothing_is_sent_to_the_devices_unasked(toy_config, train_toy, tmp_path,
     class OnHost:
         def __init__(self, *args, **kwargs):
             self.inner = real(*args, **kwargs)
-            self.wait_seconds = 0.0
 
         def __next__(self):
             return jax.tree.map(np.asarray, next(self.inner))

@@ -8,7 +8,8 @@ from tensorboard.plugins.hparams import metadata
 
 from mmx.core.config import flat_items
 from mmx.core.errors import UserError
-from mmx.train import metrics
+from mmx.train import goodput
+from mmx.train.goodput import Goodput
 from mmx.train.metrics import PEAK_FLOPS, Meter, Writer
 
 
@@ -84,30 +85,37 @@ def test_a_full_disk_is_an_error_and_no_hang(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only when told."""
+    """Time that passes only when told, and a run's clock that goes by it."""
 
-    class Clock:
+    class Clock(Goodput):
         now = 100.0
 
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: Clock.now)
-    return Clock
+    monkeypatch.setattr(goodput.time, "monotonic", lambda: Clock.now)
+    return Clock()
 
 
 def test_speeds(clock):
-    meter = Meter(10, 4, lambda: 3e9, peak=6e12)
-    clock.now += 3.0
-    with meter.paused():
-        clock.now += 50.0  # an evaluation
-    clock.now += 1.0
+    steps = clock.steps(10, 40)
+    next(steps)
+    type(clock).now += 7.0  # before the meter
+    meter = Meter(clock, 10, 4, lambda: 3e9, peak=6e12)
+    type(clock).now += 2.0
+    with clock.span("eval"):
+        type(clock).now += 50.0
+    with clock.span("data"):
+        type(clock).now += 1.0
+    type(clock).now += 1.0
     want = {
         "speed/steps_per_sec": 20 / 4.0,
         "speed/examples_per_sec": 4 * 20 / 4.0,
         "speed/data_wait_share": 1.0 / 4.0,
         "speed/mfu": 20 * 3e9 / 6e12,  # 20 rows a second
     }
-    assert meter.read(30, 1.0) == pytest.approx(want)
-    clock.now += 2.0  # the next reading starts from this one
-    second = meter.read(31, 2.5)
+    assert meter.read(30) == pytest.approx(want)
+    with clock.span("data"):
+        type(clock).now += 1.5
+    type(clock).now += 0.5  # the next reading starts from this one
+    second = meter.read(31)
     assert second["speed/steps_per_sec"] == pytest.approx(0.5)
     assert second["speed/data_wait_share"] == pytest.approx(0.75)
 
@@ -116,9 +124,9 @@ def test_no_mfu_where_the_peak_is_not_known(clock):
     def never():
         raise AssertionError("FLOPs are not counted for nothing")
 
-    meter = Meter(0, 4, never, peak=0.0)
-    clock.now += 1.0
-    assert "speed/mfu" not in meter.read(1, 0.0)
+    meter = Meter(clock, 0, 4, never, peak=0.0)
+    type(clock).now += 1.0
+    assert "speed/mfu" not in meter.read(1)
 
 
 def test_the_loop_counts_the_peak_of_all_devices(toy_config, train_toy, tmp_path, monkeypatch):
@@ -137,14 +145,8 @@ def test_the_loop_counts_the_peak_of_all_devices(toy_config, train_toy, tmp_path
     assert events.Images("kernel")[0].step == 2
 
 
-def test_compiling_is_no_part_of_the_speed(toy_config, train_toy, tmp_path, monkeypatch):
-    seen = []
-    real = Meter.read
-
-    def read(self, step, waited):
-        seen.append((step, self.idle))
-        return real(self, step, waited)
-
-    monkeypatch.setattr(Meter, "read", read)
-    train_toy(toy_config(steps=2), tmp_path / "run")
-    assert seen[0][0] == 1 and seen[0][1] > 0.0
+def test_compiling_is_no_part_of_the_speed(toy_config, train_toy, tmp_path):
+    clock = Goodput()
+    train_toy(toy_config(steps=1), tmp_path / "run", clock=clock)
+    first = 1 / read_scalars(tmp_path / "run")["speed/steps_per_sec"][1]
+    assert 0.0 < first < clock.seconds()["compile"]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HERE, read_scalars, training
+from conftest import HERE, goodput_of, read_scalars, training
 
 from mmx.core.run_dir import open_or_create
 from mmx.train.metrics import Writer
@@ -84,6 +84,15 @@ def test_killed_while_saving_and_at_random_steps(unbroken, tmp_path):
     assert not (folder / "broken").exists()
     # Every step once, those before a kill too: events are on disk before a checkpoint is.
     assert training(read_scalars(folder)) == unbroken
+    # Each start has recorded where its time went, and knows which steps the ones before had done.
+    starts, done = goodput_of(folder), 0
+    assert [lines[-1]["event"] for lines in starts] == ["now"] * 4 + ["end"]
+    for lines in starts:
+        begun = next(line for line in lines if line["event"] == "start")
+        assert begun["redo_until"] == max(done, begun["step"])
+        assert ("redo" in lines[-1]["seconds"]) == (begun["step"] < done)
+        done = max(done, lines[-1]["step"])
+    assert done == 40
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -99,12 +108,22 @@ def test_asked_to_stop_it_saves_and_says_so(unbroken, tmp_path, number):
     assert "Traceback" not in told
     # All that was done is kept, and nothing was done beyond it.
     assert max(read_scalars(folder)["loss/total"]) == stopped < 40
+    began = time.time()
     run(command, folder)
+    ended = time.time()
     assert f"going on from step {stopped}" in Path(f"{folder}.log").read_text()
     again = training(read_scalars(folder))
     if stopped == 20:  # then stopping came first, and step 20 was not scored
         again["test/loss"][20] = unbroken["test/loss"][20]
     assert again == unbroken
+    # The seconds are those of the process, from its start to its end.
+    first, second = goodput_of(folder)
+    assert (first[-1]["why"], first[-1]["step"]) == ("Preempted", stopped)
+    assert len([line for line in told.splitlines() if line.startswith("goodput ")]) == 1
+    begun, end = next(line for line in second if line["event"] == "start"), second[-1]
+    assert -0.1 < begun["time"] - begun["at"] - began < 0.5
+    assert sum(end["seconds"].values()) == pytest.approx(end["at"], abs=0.01)
+    assert 0.0 < ended - began - end["at"] < 2.0  # Python's own end is not in it
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(toy_config, train_toy, tmp_path):

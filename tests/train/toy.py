@@ -175,7 +175,7 @@ def main() -> int:
 
     registry._TASKS = {"toy": (__name__, "ToyTask")}
     source.open_source = open_toy
-    return cli.main(sys.argv[1:])
+    return cli.main()
 
 
 if __name__ == "__main__":
