@@ -35,7 +35,8 @@ def get_config(arg=""):
         flip=False,  # ours
         threads=1 if tiny else 16,
     )
-    c.codec = dict(run="")  # of vqgan/muse256
+    # `config` is what preflight assumes of the tokenizer where no run of one is named.
+    c.codec = dict(run="", config="vqgan/muse256:tiny" if tiny else "vqgan/muse256")
     # Ours: learned with the model. The paper's frozen T5-XXL (sec. 2.1) is not here yet.
     c.text = dict(
         max_len=12 if tiny else 64,  # ours

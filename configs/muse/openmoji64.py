@@ -31,7 +31,8 @@ def get_config(arg=""):
         flip=False,
         threads=1,
     )
-    c.codec = dict(run="")
+    # `config` is what preflight assumes of the tokenizer where no run of one is named.
+    c.codec = dict(run="", config="vqgan/openmoji64:tiny" if tiny else "vqgan/openmoji64")
     c.text = dict(max_len=17, width=32 if tiny else 192, depth=1 if tiny else 2, heads=4)
     c.model = dict(
         depth=2 if tiny else 8,

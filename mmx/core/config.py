@@ -28,6 +28,7 @@ RESUME_ALLOWED = (
     "preview_every",
     "save_every",
     "keep",
+    "codec.config",
     "data.data_dir",
     "data.threads",
 )

@@ -37,6 +37,9 @@ class OpenRun(Protocol):
 class Task(Protocol):
     """Contract 1: all that the loop and the verbs know of a family. Built from (config, run).
 
+    Built with ``abstract=True`` and no run, for preflight, it knows shapes alone: neither data nor
+    weights are read.
+
     Attributes:
       family: its name in the registry.
       config: of the run.
@@ -104,6 +107,10 @@ class Task(Protocol):
 class DrawingTask(Task, Protocol):
     """A task whose :meth:`options` does not refuse: it draws pictures from prompts."""
 
+    def prompt_spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name -> shape and dtype of what :meth:`prompts` gives for ``count`` texts."""
+        ...
+
     def prompts(self, texts: list[str], negative: str, first_index: int) -> dict[str, np.ndarray]:
         """A prompt batch. Raises UserError for an empty or over-long prompt."""
         ...
@@ -126,6 +133,10 @@ class Codec(Protocol):
 
     def grid(self, image_size: int) -> int:
         """Codes along one side. Raises UserError when f does not divide the size."""
+        ...
+
+    def abstract_weights(self) -> Any:
+        """Shapes of the weights that :meth:`encode` and :meth:`decode` take."""
         ...
 
     def encode(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:

@@ -20,9 +20,13 @@ def _load(table: dict, family: str, what: str):
     return getattr(importlib.import_module(module), name)
 
 
-def make_task(config, run):
-    """The task of a config, in a run directory. Raises UserError for an unknown family."""
-    return _load(_TASKS, config.family, "family of models")(config, run)
+def make_task(config, run, abstract: bool = False):
+    """The task of a config, in a run directory, or of shapes alone (``abstract``, no run).
+
+    Raises:
+      UserError: an unknown family.
+    """
+    return _load(_TASKS, config.family, "family of models")(config, run, abstract)
 
 
 def make_codec(config):

@@ -90,6 +90,15 @@ def pin(
     return folder
 
 
+def planned_config(stage: ConfigDict) -> ConfigDict:
+    """The config that a stage will have: of the run that it names, else of its ``config``.
+
+    Raises:
+      UserError: no such run or config.
+    """
+    return parse_run(stage.run)[0].config() if stage.run else configs.load_config(stage.config)
+
+
 def load_config(folder: Path) -> ConfigDict:
     """The config of a pinned stage."""
     return configs.from_json(storage.read_text(folder / "config.json"))

@@ -58,6 +58,23 @@ def load_vgg(path: str | os.PathLike) -> tuple[list[dict[str, np.ndarray]], tupl
     return layers, tuple(pools)
 
 
+# Channels of torchvision's vgg16; 0 is a max-pool (arXiv 1409.1556 table 1, D).
+_VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+
+
+def abstract_vgg16() -> tuple[list[dict[str, jax.ShapeDtypeStruct]], tuple[bool, ...]]:
+    """What :func:`load_vgg` gives for vgg16, as shapes: no file is read."""
+    layers, pools, before, pool = [], [], 3, False
+    for channels in _VGG16:
+        if channels:
+            shapes = {"kernel": (3, 3, before, channels), "bias": (channels,)}
+            layers.append({k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()})
+            pools.append(pool)
+            before = channels
+        pool = not channels
+    return layers, tuple(pools)
+
+
 def keep_vgg(path: str | os.PathLike, kept: Path) -> Path:
     """Copy the convolutions of a VGG into a run, once: later the run needs no other file.
 

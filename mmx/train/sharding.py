@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmx.core import tree
@@ -12,21 +13,41 @@ from mmx.core.errors import UserError
 from mmx.core.partition import MESH_AXES, RULES, spec_for
 
 
-def make_mesh(mesh_config) -> Mesh:
+def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
     """The mesh of a config: four axis sizes, one of which may be -1 (what is left).
 
+    Neighbours on an axis are neighbours in the network; the axis ``slice`` alone crosses from one
+    TPU slice to another.
+
+    Args:
+      mesh_config: axis -> size.
+      devices: all that are here, when None; else those that preflight compiles for.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or to its slices.
     """
     sizes = [int(mesh_config[axis]) for axis in MESH_AXES]
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if sizes.count(-1) == 1:
         rest = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = count // max(rest, 1)
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         asked = ", ".join(f"{a}={mesh_config[a]}" for a in MESH_AXES)
         raise UserError(f"config.mesh ({asked}) does not multiply to the {count} devices here")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes[0] != slices:
+        raise UserError(
+            f"config.mesh.slice={sizes[0]}, but there are {slices} TPU slices: "
+            f"--config.mesh.slice={slices}"
+        )
+    types = (AxisType.Auto,) * len(sizes)
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *sizes[1:]), (slices, 1, 1, 1), devices=devices
+        )
+        return Mesh(grid, MESH_AXES, axis_types=types)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -12,7 +12,7 @@ from mmx.core import tree
 from mmx.core.errors import UserError, choose
 from mmx.core.flops import matmul_flops
 from mmx.core.run_dir import copy_tokenizer
-from mmx.data.build import default_data_dir
+from mmx.data.build import VOCAB_SIZE, default_data_dir
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
@@ -38,6 +38,8 @@ class MuseTask:
     Args:
       config: of the family ``muse``.
       run: the run directory; the codec's run is pinned and the dataset's tokenizer copied there.
+      abstract: shapes only, for preflight: the codec is that of ``config.codec.config`` (of
+        ``config.codec.run`` where that is named), the vocabulary the largest that we train.
 
     Raises:
       UserError: no codec named, sizes that do not fit, or a dataset without a tokenizer.
@@ -46,20 +48,23 @@ class MuseTask:
     family = "muse"
     batch_coupled = False
 
-    def __init__(self, config, run):
+    def __init__(self, config, run, abstract: bool = False):
         self.config, self.run = config, run
         self._check_sizes()
         # Now, not at the first preview after minutes of training.
         losses.check_config(config.loss)
         self.options()
-        self._codec_folder = stages.pin(
-            run,
-            "codec",
-            config.codec.run,
-            drop=("params/discriminator", "extra/lecam"),
-            accept=lambda codec: make_codec(codec).grid(config.data.image_size),
-        )
-        self.codec = make_codec(stages.load_config(self._codec_folder))
+        if abstract:
+            self.codec = make_codec(stages.planned_config(config.codec))
+        else:
+            self._codec_folder = stages.pin(
+                run,
+                "codec",
+                config.codec.run,
+                drop=("params/discriminator", "extra/lecam"),
+                accept=lambda codec: make_codec(codec).grid(config.data.image_size),
+            )
+            self.codec = make_codec(stages.load_config(self._codec_folder))
         self.grid = self.codec.grid(config.data.image_size)
         self.mask_id = self.codec.num_codes
         m = config.model
@@ -67,7 +72,7 @@ class MuseTask:
             raise UserError(
                 f"config.model.patch={m.patch} does not divide the tokenizer's grid of {self.grid}"
             )
-        self.tokenizer = self._load_tokenizer()
+        self.tokenizer = None if abstract else self._load_tokenizer()
         dtype = choose("config.dtype", DTYPES, config.dtype)
         self.model = MuseTransformer(
             num_codes=self.codec.num_codes,
@@ -85,10 +90,16 @@ class MuseTask:
         )
         text = config.text
         self.text_encoder = TextEncoder(
-            self.tokenizer.vocab_size, text.width, text.depth, text.heads, m.activation, dtype
+            VOCAB_SIZE if abstract else self.tokenizer.vocab_size,
+            text.width,
+            text.depth,
+            text.heads,
+            m.activation,
+            dtype,
         )
         self._samplers: dict = {}
-        self.prompts(list(config.preview_prompts))  # their mistakes now, not at the first preview
+        if not abstract:
+            self.prompts(list(config.preview_prompts))  # mistakes now, not at the first preview
 
     def _check_sizes(self) -> None:
         m = self.config.model
@@ -154,7 +165,7 @@ class MuseTask:
 
     def abstract_frozen(self) -> Any:
         """Shapes of :meth:`load_frozen`."""
-        return jax.eval_shape(self._frozen_host)
+        return {"codec": self.codec.abstract_weights()}
 
     def load_frozen(self, mesh) -> Any:
         """The codec's weights on every device. Raises UserError when they are damaged."""
@@ -256,6 +267,19 @@ class MuseTask:
         """codes [B, S] -> float32 [B, H, W, 3]."""
         codes_Bhw = codes_BS.reshape(-1, self.grid, self.grid)
         return self.codec.decode(frozen["codec"], codes_Bhw)
+
+    def prompt_spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of what :meth:`prompts` gives for ``count`` texts."""
+        T, S = self.config.text.max_len, self.grid**2
+        spec = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+        return {
+            "text_ids": spec(jnp.int32, T),
+            "text_mask": spec(jnp.bool_, T),
+            "negative_ids": spec(jnp.int32, T),
+            "negative_mask": spec(jnp.bool_, T),
+            "ids": spec(jnp.int32, S),
+            "index": spec(jnp.uint32),
+        }
 
     def prompts(self, texts: list[str], negative: str = "", first_index: int = 0) -> dict:
         """A prompt batch for :meth:`sample`. Raises UserError for an empty or over-long prompt."""

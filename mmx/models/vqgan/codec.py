@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from mmx.core import rng as rngs
 from mmx.core.errors import UserError, choose
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.model import Decoder, Encoder
@@ -61,6 +64,30 @@ class VqganCodec:
                 f"f={self.scale}; use {image_size // self.scale * self.scale or self.scale}"
             )
         return image_size // self.scale
+
+    def init(self, key: jax.Array) -> tuple[dict, dict]:
+        """Fresh (params, extra) of the codec, every leaf logically named."""
+        size = self.config.data.image_size
+        grid = self.grid(size)
+        stream = lambda name: rngs.stream(key, name)
+        image, z = jnp.zeros((1, size, size, 3)), jnp.zeros((1, grid, grid, self.code_dim))
+        params = {
+            "encoder": self.encoder.init(stream("encoder"), image)["params"],
+            "decoder": self.decoder.init(stream("decoder"), z)["params"],
+        }
+        extra = {}
+        if state := quantizer.init_state(self.config.quantizer, stream("codebook")):
+            names = {"count_E": ("codes",)}
+            extra["vq"] = {
+                k: nn.LogicallyPartitioned(v, names.get(k, ("codes", "code_dim")))
+                for k, v in state.items()
+            }
+        return params, extra
+
+    def abstract_weights(self) -> dict:
+        """Shapes of the weights that :meth:`encode` and :meth:`decode` take."""
+        params, extra = nn.unbox(jax.eval_shape(lambda: self.init(rngs.base_key(0))))
+        return {"params": params, "extra": extra}
 
     def latents(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
         """float32 [B, H, W, 3] in [-1, 1] -> [B, h, w, Z], before they are quantized."""

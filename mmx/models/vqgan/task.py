@@ -23,7 +23,7 @@ from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
 from mmx.models.vqgan.model import DISCRIMINATORS
 from mmx.nn.dtypes import DTYPES
 from mmx.ops.losses import init_lecam, psnr
-from mmx.pretrained.vgg import keep_vgg, load_vgg
+from mmx.pretrained.vgg import abstract_vgg16, keep_vgg, load_vgg
 from mmx.train.sharding import jit_sharded, replicated
 
 
@@ -33,6 +33,7 @@ class VqganTask:
     Args:
       config: of the family ``vqgan``.
       run: the run directory, where the perceptual network is kept; None leaves it where it is.
+      abstract: shapes only: the perceptual network is taken to be vgg16, and no file is read.
 
     Raises:
       UserError: an image size that f does not divide or that is too small for the discriminator or
@@ -43,7 +44,7 @@ class VqganTask:
     # Batch entropy, codebook statistics: rows see each other.
     batch_coupled = True
 
-    def __init__(self, config, run=None):
+    def __init__(self, config, run=None, abstract: bool = False):
         self.config = config
         self._reconstructors = {}
         self.codec = VqganCodec(config)
@@ -52,7 +53,9 @@ class VqganTask:
         if config.loss.adversarial:
             self.discriminator = self._make_discriminator()
         self._perceptual, self._pools = [], ()
-        if config.loss.perceptual:
+        if config.loss.perceptual and abstract:
+            self._perceptual, self._pools = abstract_vgg16()
+        elif config.loss.perceptual:
             if "perceptual_weights" not in config.loss:
                 raise UserError(
                     f"config.loss.perceptual={config.loss.perceptual}: this config names no "
@@ -62,7 +65,7 @@ class VqganTask:
             if run is not None:
                 path = keep_vgg(path, run.stage("perceptual") / "weights.safetensors")
             self._perceptual, self._pools = load_vgg(path)
-            self._check_halvings("the perceptual network", sum(self._pools))
+        self._check_halvings("the perceptual network", sum(self._pools))
 
     def _make_discriminator(self):
         d = self.config.get("discriminator")
@@ -104,22 +107,11 @@ class VqganTask:
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """(params, extra), every leaf logically named."""
-        size = self.config.data.image_size
-        image = jnp.zeros((1, size, size, 3))
-        stream = lambda name: rngs.stream(key, name)
-        params = {"encoder": self.codec.encoder.init(stream("encoder"), image)["params"]}
-        grid = self.codec.grid(size)
-        z = jnp.zeros((1, grid, grid, self.codec.code_dim))
-        params["decoder"] = self.codec.decoder.init(stream("decoder"), z)["params"]
-        extra = {}
-        if state := quantizer.init_state(self.config.quantizer, stream("codebook")):
-            names = {"count_E": ("codes",)}
-            extra["vq"] = {
-                k: nn.LogicallyPartitioned(v, names.get(k, ("codes", "code_dim")))
-                for k, v in state.items()
-            }
+        params, extra = self.codec.init(key)
         if self.discriminator:
-            d = self.discriminator.init(stream("discriminator"), image)
+            size = self.config.data.image_size
+            image = jnp.zeros((1, size, size, 3))
+            d = self.discriminator.init(rngs.stream(key, "discriminator"), image)
             params["discriminator"] = d["params"]
             if self.config.loss.lecam:
                 extra["lecam"] = init_lecam()._asdict()
@@ -127,7 +119,8 @@ class VqganTask:
 
     def abstract_frozen(self) -> Any:
         """Shapes of :meth:`load_frozen`."""
-        return jax.eval_shape(lambda: self._frozen_host())
+        shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return jax.tree.map(shape, self._frozen_host())
 
     def load_frozen(self, mesh) -> Any:
         """The perceptual network's weights, if there is one, on every device."""

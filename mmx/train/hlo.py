@@ -1,0 +1,244 @@
+"""What a compiled step costs, read from its scheduled HLO with loops multiplied out.
+
+XLA's own ``cost_analysis`` counts the body of a loop once and a kernel not at all, so it is useless
+for a scanned model. Here each computation counts as often as it runs: a loop as often as the bound
+in its condition says, as ``lax.scan`` writes it.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+    "s64": 8, "u64": 8, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "f8e4m3fn": 1,
+    "f8e5m2": 1,
+}  # fmt: skip
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVE = re.compile(rf"(ragged-)?({'|'.join(_KINDS)})(-start)?$")
+_HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?%?([\w.\-]+)")
+_BRANCHES = re.compile(
+    r"branch_computations=\{([^}]*)\}|true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)"
+)
+
+
+@dataclass
+class Instruction:
+    """One line of HLO: ``%name = shape opcode(operands), attributes``."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: str
+    text: str
+
+    @property
+    def cycles(self) -> int:
+        found = _CYCLES.search(self.text)
+        return int(found[1]) if found else 0
+
+    @property
+    def op_name(self) -> str:
+        """Where in the model it comes from, as jax names it; "" when the compiler made it."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found[1] if found else ""
+
+
+@dataclass
+class Cost:
+    """Of one run of a program, on one device.
+
+    Attributes:
+      cycles: that the compiler expects of all operations but kernels, loops multiplied out.
+      kernels: op_name of a Pallas kernel -> how often it runs.
+      collective_bytes: kind -> bytes of its larger side.
+      overlapped_bytes: kind -> those of them that move while something else is computed.
+      collective_counts: kind -> how often.
+      by_module: op_name -> cycles.
+    """
+
+    cycles: float = 0.0
+    kernels: Counter = field(default_factory=Counter)
+    collective_bytes: Counter = field(default_factory=Counter)
+    overlapped_bytes: Counter = field(default_factory=Counter)
+    collective_counts: Counter = field(default_factory=Counter)
+    by_module: Counter = field(default_factory=Counter)
+
+
+def shape_bytes(shape: str) -> int:
+    """``"(bf16[8,128]{1,0}, f32[])"`` -> 2052. Unknown element types (tokens) count nothing."""
+    total = 0.0
+    for kind, dims in re.findall(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]", shape):
+        size = _BYTES.get(kind, 0)
+        for dim in filter(None, dims.split(",")):
+            size *= int(dim)
+        total += size
+    return int(total)
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """(computation -> its instructions in scheduled order, name of the entry)."""
+    computations: dict[str, list[Instruction]] = {}
+    current, entry = None, ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            head = _HEAD.match(line)
+            if head:
+                current = computations.setdefault(head[1], [])
+                entry = head[1] if line.startswith("ENTRY") else entry
+            elif line.startswith("}"):
+                current = None
+        elif current is not None and " = " in line:
+            current.append(_instruction(line.strip()))
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    name, _, rest = line.removeprefix("ROOT ").partition(" = ")
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    paren = rest.index("(")
+    stop = _closing(rest, paren)
+    return Instruction(name.lstrip("%"), shape, rest[:paren], rest[paren + 1 : stop - 1], line)
+
+
+def _closing(text: str, start: int) -> int:
+    """Just behind the parenthesis that closes the one at ``start``."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "(") - (text[at] == ")")
+        if depth == 0:
+            return at + 1
+    return len(text)
+
+
+def cost(text: str) -> Cost:
+    """Of a scheduled module: ``compiled.as_text()``.
+
+    Raises:
+      ValueError: a loop whose number of turns cannot be read.
+    """
+    computations, entry = parse(text)
+    out = Cost()
+    _walk(computations, entry, 1, out)
+    return out
+
+
+def _walk(computations, name: str, times: float, out: Cost) -> None:
+    instructions = computations.get(name, [])
+    for at, one in enumerate(instructions):
+        cycles = one.cycles
+        out.cycles += times * cycles
+        if cycles:
+            out.by_module[one.op_name] += times * cycles
+        if 'custom_call_target="tpu_custom_call"' in one.text:
+            out.kernels[one.op_name] += times
+        kind, size, overlapped = _collective(computations, instructions, at)
+        if kind:
+            out.collective_counts[kind] += times
+            out.collective_bytes[kind] += times * size
+            out.overlapped_bytes[kind] += times * size * overlapped
+        elif one.opcode == "while":
+            turns = times * trip_count(computations, one)
+            _walk(computations, _CALLED.search(one.text)[1], turns, out)
+        elif one.opcode == "call":
+            _walk(computations, _CALLED.search(one.text)[1], times, out)
+        elif one.opcode == "conditional":
+            _walk_dearest(computations, one, times, out)
+
+
+def _walk_dearest(computations, one: Instruction, times: float, out: Cost) -> None:
+    """Of a conditional's branches, the one with the most cycles counts."""
+    found = _BRANCHES.search(one.text)
+    names = found[1].split(",") if found[1] else found.groups()[1:]
+    costs = []
+    for name in names:
+        branch = Cost()
+        _walk(computations, name.strip().lstrip("%"), times, branch)
+        costs.append(branch)
+    dearest = max(costs, key=lambda branch: branch.cycles)
+    out.cycles += dearest.cycles
+    for name in (
+        "kernels",
+        "collective_bytes",
+        "overlapped_bytes",
+        "collective_counts",
+        "by_module",
+    ):
+        getattr(out, name).update(getattr(dearest, name))
+
+
+def trip_count(computations, loop: Instruction) -> int:
+    """How often a loop's body runs: the constant that its condition compares the counter to.
+
+    Raises:
+      ValueError: the condition is of another form than ``lax.scan`` and ``fori_loop`` give.
+    """
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
+    if known:
+        return int(known[1])
+    condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.text)[1]]
+    by_name = {one.name: one for one in condition}
+    root = next(one for one in condition if one.text.startswith("ROOT"))
+    if root.opcode == "compare" and "direction=LT" in root.text:
+        bound = by_name.get(root.operands.split(",")[-1].strip().split(" ")[-1].lstrip("%"))
+        if bound is not None and bound.opcode == "constant":
+            return int(bound.operands)
+    raise ValueError(f"the turns of the loop {loop.name} cannot be read: {root.text[:200]}")
+
+
+def _collective(computations, instructions, at: int) -> tuple[str, int, bool]:
+    """(kind, bytes, overlapped) of an instruction; kind is "" where it moves nothing."""
+    one = instructions[at]
+    found = _COLLECTIVE.match(one.opcode)
+    if found:
+        size = shape_bytes(one.shape)
+        if found[2] == "reduce-scatter":
+            size = max(size, _operand_bytes(instructions, one))
+        if found[3]:  # a start's shape holds its input and its output
+            size = size if found[2] == "all-reduce" else max(map(shape_bytes, _parts(one.shape)))
+        return found[2], size, bool(found[3]) and _busy_until_done(instructions, at)
+    if one.opcode in ("fusion", "async-start") and (called := _CALLED.search(one.text)):
+        inner = computations.get(called[1], [])
+        for i in range(len(inner)):
+            kind, size, _ = _collective({}, inner, i)
+            if kind and "-done" not in one.name:
+                # How a TPU writes a reduce-scatter: a fusion of all-reduce and slice.
+                if "all-reduce-scatter" in one.name or "all-reduce-scatter" in called[1]:
+                    kind = "reduce-scatter"
+                hidden = one.opcode == "fusion" and "async" in one.name
+                return (
+                    kind,
+                    size,
+                    hidden or (one.opcode == "async-start" and _busy_until_done(instructions, at)),
+                )
+    return "", 0, False
+
+
+def _operand_bytes(instructions, one: Instruction) -> int:
+    names = set(re.findall(r"%([\w.\-]+)", one.operands))
+    return sum(shape_bytes(other.shape) for other in instructions if other.name in names)
+
+
+def _parts(shape: str) -> list[str]:
+    """The elements of a tuple's shape, one level deep."""
+    parts, depth, start = [], 0, 1
+    for at, char in enumerate(shape):
+        depth += (char in "([{") - (char in ")]}")
+        if (char == "," and depth == 1) or (at == len(shape) - 1 and depth == 0):
+            parts.append(shape[start:at])
+            start = at + 1
+    return parts or [shape]
+
+
+def _busy_until_done(instructions, start: int) -> bool:
+    """Is something computed between a start and its done?"""
+    name = instructions[start].name
+    for other in instructions[start + 1 :]:
+        if "-done" in other.opcode and re.search(rf"%{re.escape(name)}\b", other.operands):
+            return False
+        if other.cycles and not other.opcode.endswith(("-start", "-done")):
+            return True
+    return False
