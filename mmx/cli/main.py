@@ -13,13 +13,15 @@ from mmx.core.errors import UserError
 _EXAMPLES = """\
 examples:
   mmx prepare openmoji --config 32
+  mmx preflight --config muse/base_3b --topology v5e:16x16
   mmx train --config vqgan/openmoji32 --workdir runs/vqgan
   mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
   mmx sample runs/muse "red heart" -n 4 --out heart.png
   mmx evaluate runs/muse
   mmx configs
 
-exit codes: 0 done; 1 training failed (a loss is not finite); 2 bad input, nothing was lost;
+exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
+  2 bad input, nothing was lost;
   75 training was asked to stop (SIGTERM, Ctrl-C) and has saved: the same command goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
@@ -42,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mmx.cli import configs, evaluate, prepare, sample, train
+    from mmx.cli import configs, evaluate, preflight, prepare, sample, train
 
     parser = _Parser(
         prog="mmx",
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (prepare, train, sample, evaluate, configs):
+    for module in (prepare, preflight, train, sample, evaluate, configs):
         name = module.__name__.rsplit(".", 1)[-1]
         verb = verbs.add_parser(
             name,
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic() - (_process_age() if argv is None else 0.0)
     try:
         args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        if args.verb == "train":
+        if args.verb in ("train", "preflight"):
             args.overrides = rest
         elif rest:
             raise UserError(f"unknown arguments: {' '.join(rest)}; see `mmx {args.verb} --help`")

@@ -3,7 +3,9 @@
 XLA's own count knows neither how often a loop runs nor anything at all on some accelerators.
 """
 
+import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,3 +60,24 @@ def _jaxprs(params: dict) -> Iterator[Any]:
                 yield part
             elif hasattr(getattr(part, "jaxpr", None), "eqns"):
                 yield part.jaxpr
+
+
+def kernel_scope(flops: float) -> contextlib.AbstractContextManager:
+    """Say what a Pallas kernel that is called inside costs, where no compiler can tell.
+
+    Args:
+      flops: of the matrix products of one forward call on one device, in the blocks that are live.
+    """
+    return jax.named_scope(f"kernel_flops_{round(flops)}")
+
+
+def scoped_flops(op_name: str) -> float:
+    """What :func:`kernel_scope` said around an operation.
+
+    Raises:
+      ValueError: nothing.
+    """
+    found = re.findall(r"kernel_flops_(\d+)", op_name)
+    if not found:
+        raise ValueError(f"{op_name}: a kernel whose caller states no FLOPs (kernel_scope)")
+    return float(found[-1])

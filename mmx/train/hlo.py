@@ -128,6 +128,7 @@ def cost(text: str) -> Cost:
 
 def _walk(computations, name: str, times: float, out: Cost) -> None:
     instructions = computations.get(name, [])
+    moved: dict[str, _Move] = {}  # by channel: a collective spread over many fusions is one
     for at, one in enumerate(instructions):
         cycles = one.cycles
         out.cycles += times * cycles
@@ -135,11 +136,9 @@ def _walk(computations, name: str, times: float, out: Cost) -> None:
             out.by_module[one.op_name] += times * cycles
         if 'custom_call_target="tpu_custom_call"' in one.text:
             out.kernels[one.op_name] += times
-        kind, size, overlapped = _collective(computations, instructions, at)
-        if kind:
-            out.collective_counts[kind] += times
-            out.collective_bytes[kind] += times * size
-            out.overlapped_bytes[kind] += times * size * overlapped
+        if move := _move(computations, instructions, at):
+            known = moved.setdefault(move.channel or one.name, move)
+            known.overlapped |= move.overlapped
         elif one.opcode == "while":
             turns = times * trip_count(computations, one)
             _walk(computations, _CALLED.search(one.text)[1], turns, out)
@@ -147,6 +146,10 @@ def _walk(computations, name: str, times: float, out: Cost) -> None:
             _walk(computations, _CALLED.search(one.text)[1], times, out)
         elif one.opcode == "conditional":
             _walk_dearest(computations, one, times, out)
+    for move in moved.values():
+        out.collective_counts[move.kind] += times
+        out.collective_bytes[move.kind] += times * move.size
+        out.overlapped_bytes[move.kind] += times * move.size * move.overlapped
 
 
 def _walk_dearest(computations, one: Instruction, times: float, out: Cost) -> None:
@@ -189,32 +192,44 @@ def trip_count(computations, loop: Instruction) -> int:
     raise ValueError(f"the turns of the loop {loop.name} cannot be read: {root.text[:200]}")
 
 
-def _collective(computations, instructions, at: int) -> tuple[str, int, bool]:
-    """(kind, bytes, overlapped) of an instruction; kind is "" where it moves nothing."""
+@dataclass
+class _Move:
+    """A collective, or the part of one that an instruction holds."""
+
+    kind: str
+    size: int
+    overlapped: bool
+    channel: str
+
+
+def _move(computations, instructions, at: int) -> _Move | None:
+    """The collective that an instruction is, starts or holds a part of."""
     one = instructions[at]
+    channel = re.search(r"channel_id=(\d+)", one.text)
+    channel = channel[1] if channel else ""
     found = _COLLECTIVE.match(one.opcode)
     if found:
         size = shape_bytes(one.shape)
         if found[2] == "reduce-scatter":
             size = max(size, _operand_bytes(instructions, one))
-        if found[3]:  # a start's shape holds its input and its output
-            size = size if found[2] == "all-reduce" else max(map(shape_bytes, _parts(one.shape)))
-        return found[2], size, bool(found[3]) and _busy_until_done(instructions, at)
-    if one.opcode in ("fusion", "async-start") and (called := _CALLED.search(one.text)):
-        inner = computations.get(called[1], [])
-        for i in range(len(inner)):
-            kind, size, _ = _collective({}, inner, i)
-            if kind and "-done" not in one.name:
-                # How a TPU writes a reduce-scatter: a fusion of all-reduce and slice.
-                if "all-reduce-scatter" in one.name or "all-reduce-scatter" in called[1]:
-                    kind = "reduce-scatter"
-                hidden = one.opcode == "fusion" and "async" in one.name
-                return (
-                    kind,
-                    size,
-                    hidden or (one.opcode == "async-start" and _busy_until_done(instructions, at)),
-                )
-    return "", 0, False
+        if found[3] and found[2] != "all-reduce":  # a start's shape holds its input and its output
+            size = max(map(shape_bytes, parts(one.shape)))
+        return _Move(found[2], size, bool(found[3]) and _busy_until_done(instructions, at), channel)
+    called = _CALLED.search(one.text)
+    if one.opcode not in ("fusion", "async-start") or called is None:
+        return None
+    inner, what = computations.get(called[1], []), f"{one.name} {called[1]}"
+    for i in range(len(inner)):
+        if move := _move({}, inner, i):
+            # How a TPU writes a reduce-scatter: a fusion of all-reduce and slice.
+            if "all-reduce-scatter" in what:
+                move.kind = "reduce-scatter"
+            if one.opcode == "async-start":
+                move.overlapped = _busy_until_done(instructions, at)
+            else:  # a TPU hides a part of a collective in the fusion that computes meanwhile
+                move.overlapped = "async_collective_fusion" in what and one.cycles > 0
+            return move
+    return None
 
 
 def _operand_bytes(instructions, one: Instruction) -> int:
@@ -222,15 +237,15 @@ def _operand_bytes(instructions, one: Instruction) -> int:
     return sum(shape_bytes(other.shape) for other in instructions if other.name in names)
 
 
-def _parts(shape: str) -> list[str]:
+def parts(shape: str) -> list[str]:
     """The elements of a tuple's shape, one level deep."""
-    parts, depth, start = [], 0, 1
+    found, depth, start = [], 0, 1
     for at, char in enumerate(shape):
         depth += (char in "([{") - (char in ")]}")
         if (char == "," and depth == 1) or (at == len(shape) - 1 and depth == 0):
-            parts.append(shape[start:at])
+            found.append(shape[start:at])
             start = at + 1
-    return parts or [shape]
+    return found or [shape]
 
 
 def _busy_until_done(instructions, start: int) -> bool:

@@ -14,7 +14,7 @@ from mmx.cli.main import _parser, main
 from mmx.cli.train import resolve
 
 REPO = Path(__file__).resolve().parents[2]
-VERBS = ("prepare", "train", "sample", "evaluate", "configs")
+VERBS = ("prepare", "preflight", "train", "sample", "evaluate", "configs")
 LIGHT = """
 import sys
 import mmx
@@ -62,7 +62,7 @@ def examples() -> list[str]:
 @pytest.mark.parametrize("line", sorted(set(examples())))
 def test_examples_of_the_help_are_commands(line):
     args, rest = _parser().parse_known_args(shlex.split(line, comments=True)[1:])
-    if args.verb == "train":
+    if args.verb in ("train", "preflight"):
         resolve(args.config.removeprefix(f"{REPO}/"), rest)
     else:
         assert rest == []

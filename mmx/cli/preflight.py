@@ -1,0 +1,102 @@
+"""Compile a config for devices that are not here: does it fit, and how fast can it be at most?"""
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mmx.core import config as configs
+from mmx.core.errors import UserError
+
+HELP = "compile a config for a TPU slice that is not here"
+EXAMPLES = """\
+examples:
+  mmx preflight --config muse/base_3b --topology v5e:16x16
+  mmx preflight --config muse/base_632m --topology v5e:4x4 --config.batch_size=256 --sample
+  mmx preflight --config muse/openmoji32:tiny --topology cpu:8 --json report.json
+
+Needs no TPU, no data and no weights; for a TPU, the compiler: pip install 'mmx[preflight]'.
+SHAPE is of one slice, v4, v5e, v5p or v6e; --config.mesh.slice=2 compiles for two of them.
+Compute and MFU are bounds: collectives that overlap nothing come on top.
+Exit codes: 0 it fits, 1 it does not (and what takes the memory), 2 bad input.
+"""
+
+
+def add_arguments(parser):
+    parser.add_argument(
+        "--config", required=True, metavar="FILE:ARGS", help="a file, or a name of `mmx configs`"
+    )
+    parser.add_argument(
+        "--topology", required=True, metavar="KIND:SHAPE", help="v5e:16x16, v5p:4x4x4, cpu:8, gpu"
+    )
+    parser.add_argument("--sample", action="store_true", help="the sampler too")
+    parser.add_argument("--json", metavar="FILE", help="the reports, - for stdout")
+
+
+def run(args) -> int:
+    from mmx.cli.train import resolve
+    from mmx.models import registry
+    from mmx.train import topology
+
+    config = resolve(args.config, args.overrides)
+    configs.check_numbers(config)
+    registry.check_family(config)
+    where = topology.parse_topology(args.topology)
+    topology.before_jax(where)
+
+    from mmx.cli.backend import start_jax
+    from mmx.train import preflight
+
+    start_jax()
+    task = registry.make_task(config, None, abstract=True)
+    programs = [preflight.preflight_step]
+    if args.sample:
+        task.options()  # a family that cannot sample says so before minutes of compiling
+        programs.append(preflight.preflight_sampler)
+    reports = []
+    for program in programs:
+        with waiting(f"compiling {args.config} for {args.topology}"):
+            reports.append(program(task, config, where))
+    if args.json == "-":
+        print(json.dumps([report.to_json() for report in reports], indent=2))
+    else:
+        for report in reports:
+            print(preflight.to_text(report))
+        if args.json:
+            _write(Path(args.json), reports)
+    return 1 if any(report.fits is False for report in reports) else 0
+
+
+def _write(file: Path, reports) -> None:
+    try:
+        file.write_text(json.dumps([report.to_json() for report in reports], indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--json={file}: not written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def waiting(what: str):
+    """Say what takes so long: seconds on a terminal, a line in a log. No compiler tells how far."""
+    done = threading.Event()
+
+    def tick():
+        began = time.monotonic()
+        while not done.wait(0.5):
+            seconds = round(time.monotonic() - began)
+            print(f"\r\033[K{what} {seconds // 60}:{seconds % 60:02d}", end="", file=sys.stderr)
+            sys.stderr.flush()
+
+    if not sys.stderr.isatty():
+        print(what, file=sys.stderr, flush=True)
+        yield
+        return
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\033[K", end="", file=sys.stderr)

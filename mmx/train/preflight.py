@@ -1,0 +1,253 @@
+"""Compile a run's real step for devices that are not here and say what it will need there.
+
+Nothing is run and nothing is read: no data, no weights. What XLA estimates badly is left out: its
+seconds and FLOPs count a loop once (see :mod:`mmx.train.hlo`).
+"""
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from mmx.core import rng
+from mmx.core.flops import matmul_flops, scoped_flops
+from mmx.train import buffers, compiler, hlo
+from mmx.train.plan import plan_training
+from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
+from mmx.train.topology import Topology, make_devices
+
+GIB = 2**30
+KERNEL_EFFICIENCY = 0.5  # ours: of peak, in a kernel's live blocks; flash kernels reach 0.4 to 0.6
+# Products of a backward kernel over the two of the forward one: dq takes 3, dk and dv take 4.
+_BACKWARD = {"dkv": 2.0, "dq": 1.5}
+_SAMPLED = 64  # ours: prompts that --sample compiles for, or one a shard of the batch
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a program needs on one device, and what a step can reach at most.
+
+    Attributes:
+      program: "train step" or "sampler".
+      topology, devices, mesh: what it was compiled for.
+      fits: it compiled; None says nothing where the memory of a device is not known.
+      hbm_gib: {"arguments", "temporary", "program", "total"}, by the compiler's accounting; of a
+        program that does not fit, {"total"} alone: what lives at its peak.
+      limit_gib: what a program may use; None where it is not known.
+      largest: buffers that live at the peak, the largest first.
+      model_flops: of a whole step on all devices.
+      compute_seconds: scheduled cycles over the clock; None but for a TPU. A step takes longer:
+        collectives that overlap nothing, and waiting for memory, come on top.
+      kernel_seconds: the part of it that is estimated: Pallas kernels at ``KERNEL_EFFICIENCY``.
+      mfu_ceiling: model FLOPs over what the peak gives in ``compute_seconds``.
+      collectives: kind -> {"count", "gb", "overlapped_gb"} a step, on one device.
+      compile_seconds: of the compiler.
+      options: of the compiler.
+    """
+
+    program: str
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    fits: bool | None
+    hbm_gib: dict[str, float]
+    limit_gib: float | None
+    largest: list[buffers.Buffer]
+    model_flops: float
+    compute_seconds: float | None
+    kernel_seconds: float | None
+    mfu_ceiling: float | None
+    collectives: dict[str, dict[str, float]]
+    compile_seconds: float
+    options: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def preflight_step(task, config, topology: Topology) -> Report:
+    """Of the train step.
+
+    Args:
+      task: of shapes alone, of ``config``.
+
+    Raises:
+      UserError: the mesh, the batch or a parameter does not fit the topology.
+    """
+    mesh = make_mesh(config.mesh, make_devices(topology, config.mesh.slice))
+    plan = plan_training(task, config, mesh)
+    args = (
+        place(plan.abstract, plan.shardings),
+        place(task.abstract_frozen(), replicated(mesh)),
+        place(task.batch_spec(), batch_sharding(mesh)),
+        _key(mesh),
+    )
+    flops = task.train_flops_per_row() * config.batch_size
+    return compile_report("train step", plan.step, args, mesh, topology, flops)
+
+
+def preflight_sampler(task, config, topology: Topology) -> Report:
+    """Of the sampler, with the run's own options, as ``task.sampler`` compiles it.
+
+    Raises:
+      UserError: as :func:`preflight_step`; the family draws nothing from prompts.
+    """
+    options = task.options()
+    mesh = make_mesh(config.mesh, make_devices(topology, config.mesh.slice))
+    plan = plan_training(task, config, mesh)
+    ways = batch_sharding(mesh).num_devices // mesh.shape["tensor"]
+    prompts = task.prompt_spec(-(-_SAMPLED // ways) * ways)
+    shapes = (plan.abstract.averaged, plan.abstract.extra, task.abstract_frozen(), prompts)
+    # Placed as `mmx sample` does: parameters as in training, all else on every device.
+    whole = replicated(mesh)
+    args = (
+        place(shapes[0], plan.shardings.params),
+        place(shapes[1], plan.shardings.extra),
+        *(place(shape, whole) for shape in shapes[2:]),
+        _key(mesh),
+    )
+    fn = lambda *args: task.sample(*args, options)
+    flops = matmul_flops(fn, *shapes, _key(None))
+    sampler = jit_sharded(fn, mesh, out_shardings=whole)
+    return compile_report("sampler", sampler, args, mesh, topology, flops)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays with their layout: one sharding for all, or a tree of them."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda leaf: shardings, tree)
+    one = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(one, tree, shardings)
+
+
+def _key(mesh) -> jax.ShapeDtypeStruct:
+    key = jax.eval_shape(lambda: rng.base_key(0))
+    return place(key, replicated(mesh)) if mesh is not None else key
+
+
+def compile_report(
+    program: str, call, args, mesh, topology: Topology, model_flops: float, options=None
+) -> Report:
+    """Compile a function of :func:`mmx.train.sharding.jit_sharded` and read what came of it.
+
+    Args:
+      program: for the report.
+      call: the function.
+      args: abstract, placed.
+      mesh, topology: what for.
+      model_flops: of one call on all devices.
+      options: of the compiler; those of :mod:`mmx.train.compiler` when None.
+    """
+    chip = topology.chip
+    options = compiler.options_for(topology.kind) if options is None else options
+    with jax.set_mesh(mesh):
+        lowered = call.jitted.lower(*args)
+    with tempfile.TemporaryDirectory(prefix="mmx-preflight-") as folder:
+        dump = buffers.DUMP_OPTIONS | {"xla_dump_to": folder}
+        began = time.monotonic()
+        try:
+            compiled, hbm = lowered.compile(compiler_options=options | dump), {}
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled = None
+        seconds = time.monotonic() - began
+        peak, largest = buffers.read_peak(Path(folder))
+    cost, compute, kernels = hlo.Cost(), None, None
+    if compiled is None:
+        hbm = {"total": peak / GIB}
+    else:
+        hbm = _memory(compiled.memory_analysis())
+        cost = hlo.cost(compiled.as_text())
+        if chip:
+            kernels = kernel_flops(cost) / (KERNEL_EFFICIENCY * chip.peak_flops)
+            compute = cost.cycles / chip.clock_hz + kernels
+    return Report(
+        program=program,
+        topology=topology.name,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        fits=compiled is not None if chip else None,
+        hbm_gib=hbm,
+        limit_gib=chip.hbm_gib if chip else None,
+        largest=largest[:10],
+        model_flops=model_flops,
+        compute_seconds=compute,
+        kernel_seconds=kernels,
+        mfu_ceiling=model_flops / (mesh.size * chip.peak_flops * compute) if compute else None,
+        collectives={
+            kind: {
+                "count": cost.collective_counts[kind],
+                "gb": size / 1e9,
+                "overlapped_gb": cost.overlapped_bytes[kind] / 1e9,
+            }
+            for kind, size in sorted(cost.collective_bytes.items())
+        },
+        compile_seconds=seconds,
+        options=options,
+    )
+
+
+def _memory(stats) -> dict[str, float]:
+    """The compiler's own accounting. What is donated counts once."""
+    parts = {
+        "arguments": stats.argument_size_in_bytes,
+        "temporary": stats.temp_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+    }
+    return {name: size / GIB for name, size in (parts | {"total": sum(parts.values())}).items()}
+
+
+def kernel_flops(cost: hlo.Cost) -> float:
+    """FLOPs in Pallas kernels, of one device: stated by their callers, times how often they run.
+
+    Raises:
+      ValueError: a kernel whose caller states none.
+    """
+    total = 0.0
+    for op_name, times in cost.kernels.items():
+        kernel = op_name.rpartition("kernel_flops_")[2]
+        factor = next((f for part, f in _BACKWARD.items() if part in kernel), 1.0)
+        total += times * factor * scoped_flops(op_name)
+    return total
+
+
+def to_text(report: Report) -> str:
+    """The report as a table."""
+    mesh = (
+        " ".join(f"{axis}={size}" for axis, size in report.mesh.items() if size > 1) or "1 device"
+    )
+    lines = [f"{report.program}, {report.topology}: {report.devices} devices, {mesh}"]
+    say = lambda name, text: lines.append(f"  {name:<17}{text}")
+    parts = ", ".join(f"{n} {v:.2f}" for n, v in report.hbm_gib.items() if n != "total")
+    limit = f" of {report.limit_gib:.2f}" if report.limit_gib else ""
+    verdict = {True: "  fits", False: "  DOES NOT FIT", None: ""}[report.fits]
+    say("memory/device", f"{report.hbm_gib['total']:.2f}{limit} GiB{verdict}")
+    if parts:
+        say("", parts)
+    for at, one in enumerate(report.largest[:3]):
+        made = one.module or "(the compiler)"
+        say("" if at else "largest", f"{one.bytes / GIB:.3f} GiB  {one.shape}  {made}")
+    say(
+        "model FLOPs", f"{report.model_flops:.3e}, {report.model_flops / report.devices:.3e}/device"
+    )
+    if report.compute_seconds:
+        share = report.kernel_seconds / report.compute_seconds
+        kernels = f", {share:.0%} of it kernels at {KERNEL_EFFICIENCY:.0%} of peak" if share else ""
+        say("compute", f"at least {report.compute_seconds:.3f} s{kernels}")
+        say("MFU ceiling", f"{report.mfu_ceiling:.1%}")
+    for at, (kind, of) in enumerate(report.collectives.items()):
+        overlapped = f"{of['overlapped_gb'] / of['gb']:.0%} overlapped" if of["gb"] else ""
+        say("" if at else "collectives",
+            f"{kind:<19}{of['count']:>6.0f} x {of['gb']:9.3f} GB/device  {overlapped}")  # fmt: skip
+    if report.options:
+        say("compiler options", " ".join(f"{k}={v}" for k, v in report.options.items()))
+    say("compiled in", f"{report.compile_seconds:.0f} s")
+    return "\n".join(lines)
