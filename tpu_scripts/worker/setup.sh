@@ -14,7 +14,7 @@ if [[ -z $python ]]; then
     fi
     python=$(python3 -m uv python find 3.12)
 fi
-cd src
+cd src || exit
 PYTHON=$python constraints/install.sh ../venv gcs tpu >"$log" 2>&1 ||
     { answer "failed: $(tail -n 1 "$log") (all of it: mmx-tpu/setup.log)" && exit 1; }
 answer "installed commit=$(cut -c -12 COMMIT) $(../venv/bin/python "$HERE/versions.py")"
