@@ -53,7 +53,7 @@ def get_config(arg=""):
         code_width=0,  # as the paper: the trunk's width
         logit_scale=0.5,  # ours, after the 0.02 * sqrt(768) of arXiv 2202.04200
         activation="gelu",  # ours: not in the paper
-        remat=not tiny,  # ours
+        remat="none" if tiny else "full",  # ours
     )
     c.loss = dict(
         label_smoothing=0.1,  # arXiv 2202.04200; not in the paper

@@ -43,7 +43,7 @@ def get_config(arg=""):
         code_width=16 if tiny else 64,
         logit_scale=2.0,
         activation="relu2",
-        remat=False,
+        remat="none",
     )
     c.loss = dict(label_smoothing=0.0, weighting="code", text_drop=0.1)
     c.optim = dict(

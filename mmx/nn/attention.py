@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmx.core.partition import constrain
 from mmx.nn.linear import Dense
 from mmx.nn.norm import RMSNorm
+from mmx.nn.remat import keep
 
 
 def attend(
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         def project(name, y):
             y = Dense(width, ("embed", "heads"), dtype=self.dtype, name=name)(y)
             y = y.reshape(*y.shape[:-1], self.heads, head_size)
-            return constrain(y, "act_batch", "act_len", "act_heads", None)
+            return keep(constrain(y, "act_batch", "act_len", "act_heads", None), name)
 
         q_BLNK = RMSNorm(self.dtype, name="q_norm")(project("q", x_BLD))
         k_BMNK = RMSNorm(self.dtype, name="k_norm")(project("k", context_BMD))
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             )
             if mask_BM is not None:
                 mask_BM = jnp.pad(mask_BM, ((0, 0), (1, 0)), constant_values=True)
-        out_BLNK = attend(q_BLNK, k_BMNK, v_BMNK, mask_BM)
+        out_BLNK = keep(attend(q_BLNK, k_BMNK, v_BMNK, mask_BM), "attention_out")
         out_BLD = out_BLNK.reshape(*x_BLD.shape[:-1], width)
         init = nn.initializers.variance_scaling(self.out_scale, "fan_in", "truncated_normal")
         return Dense(width, ("heads", "embed"), dtype=self.dtype, kernel_init=init, name="out")(

@@ -14,6 +14,7 @@ from mmx.core.partition import constrain
 from mmx.nn.attention import Attention
 from mmx.nn.linear import Dense
 from mmx.nn.norm import LayerNorm
+from mmx.nn.remat import remat
 
 ACTIVATIONS = {
     # Tanh form. Its gradient keeps the input alone, not four arrays of that size a layer.
@@ -67,7 +68,7 @@ class Transformer(nn.Module):
     Attributes:
       depth, heads, mlp: layers, attention heads, hidden width of the MLP.
       activation: a key of ``ACTIVATIONS``.
-      remat: recompute each block in the backward pass, so that memory does not grow with depth.
+      remat: what the backward pass keeps of each block, a key of :data:`mmx.nn.remat.REMAT`.
       dtype: of the computation.
     """
 
@@ -75,15 +76,14 @@ class Transformer(nn.Module):
     heads: int
     mlp: int
     activation: str = "gelu"
-    remat: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BLD, mask_BL=None, context_BTD=None, context_mask_BT=None):
         """x [B, L, D]; mask bool [B, L]; context [B, T, any] with its mask -> [B, L, D]."""
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         stack = nn.scan(
-            block,
+            remat(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

@@ -38,14 +38,14 @@ def test_each_type():
             "--config.optim.weight_decay=1",
             "--config.seed=-4",
             "--config.data.flip", "true",
-            "--config.model.remat=True",
+            "--config.model.remat=full",
             "--config.codec.run=a b=c",
             "--config.eval.splits=('train', 'test')",
             "--config.preview_prompts=red heart", "--config.preview_prompts=dog",
         ],
     )  # fmt: skip
     assert c.optim.lr == -1e-3 and c.optim.weight_decay == 1.0 and c.seed == -4
-    assert c.data.flip is True and c.model.remat is True
+    assert c.data.flip is True and c.model.remat == "full"
     assert c.codec.run == "a b=c"
     assert tuple(c.eval.splits) == ("train", "test")
     assert tuple(c.preview_prompts) == ("red heart", "dog")

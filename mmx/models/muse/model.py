@@ -33,7 +33,7 @@ class MuseTransformer(nn.Module):
       logit_scale: deviation of the logits at the start. Adam moves it slowly: small data is learned
         twice as fast from 2 as from 1, and hardly at all from 0.4.
       activation: of the MLPs.
-      remat: recompute blocks in the backward pass.
+      remat: what the backward pass keeps of a block, a key of :data:`mmx.nn.remat.REMAT`.
       dtype: of the computation; logits are float32.
     """
 
@@ -47,7 +47,7 @@ class MuseTransformer(nn.Module):
     code_width: int = 0
     logit_scale: float = 1.0
     activation: str = "gelu"
-    remat: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

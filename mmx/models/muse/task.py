@@ -27,6 +27,7 @@ from mmx.models.muse.sample import SampleOptions, sample_codes
 from mmx.models.registry import make_codec
 from mmx.models.rows import fill_rows, to_float
 from mmx.nn.dtypes import DTYPES
+from mmx.nn.remat import REMAT
 from mmx.nn.text import TextEncoder
 from mmx.nn.transformer import ACTIVATIONS
 from mmx.train.sharding import jit_sharded, replicated
@@ -104,6 +105,7 @@ class MuseTask:
     def _check_sizes(self) -> None:
         m = self.config.model
         choose("config.model.activation", ACTIVATIONS, m.activation)
+        choose("config.model.remat", REMAT, m.remat)
         if m.patch > 1 and m.code_width < 1:
             raise UserError(
                 f"config.model.code_width={m.code_width}: must be at least 1 where "

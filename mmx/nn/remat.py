@@ -1,0 +1,47 @@
+"""What the backward pass keeps of a block and what it computes again: one table for all stacks.
+
+A named policy trades memory for compute and changes no number.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+# Names that attention gives its tensors (:func:`keep`).
+_ATTENTION = ("q", "k", "v", "attention_out")
+_policies = jax.checkpoint_policies
+
+# From the least memory to the most; "none" keeps all that the backward pass reads.
+REMAT: dict[str, Callable | None] = {
+    "full": _policies.nothing_saveable,
+    "attention": _policies.save_only_these_names(*_ATTENTION),
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable,  # the dense layers' products
+        _policies.save_only_these_names(_ATTENTION[-1]),  # not a kernel's work twice
+    ),
+    "none": None,
+}
+
+
+def keep(x: jax.Array, name: str) -> jax.Array:
+    """Give a tensor the name by which a policy keeps it.
+
+    Raises:
+      ValueError: a name that no policy knows.
+    """
+    if name not in _ATTENTION:
+        raise ValueError(f"{name!r} is none of {_ATTENTION}")
+    return checkpoint_name(x, name)
+
+
+def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """A block of a scanned stack under a policy, a key of ``REMAT``.
+
+    Raises:
+      KeyError: no such policy; tasks check their config first.
+    """
+    if policy == "none":
+        return block
+    return nn.remat(block, prevent_cse=False, policy=REMAT[policy])
