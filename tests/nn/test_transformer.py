@@ -118,11 +118,12 @@ def test_remat_changes_no_number(remat):
 
 def test_remat_recomputes_the_less_the_more_it_keeps():
     flops = {remat: gradient(remat)[0] for remat in REMAT}
-    assert flops["full"] > flops["attention"] > flops["dots"] > flops["none"]
-    # Of a layer, products of L queries and M keys are all that "dots" does again, but for the
-    # weights times v: their result is kept.
-    scores = sum(2 * 2 * 5 * keys * WIDTH for keys in (5, 1 + 4))
-    assert flops["dots"] - flops["none"] == DEPTH * scores
+    assert flops["attention"] > flops["dots"]
+    # Two rows, 5 queries, 5 keys of their own and 4 + 1 of the text, in self and cross attention.
+    products = 2 * (2 * 2 * 5 * 5 * WIDTH)  # of queries and keys; of weights and values alike
+    projections = 2 * 2 * (4 * 5 + 2 * 4) * WIDTH**2  # q, k, v, q of queries; k, v of the text
+    assert flops["full"] - flops["attention"] == DEPTH * (projections + products)
+    assert flops["dots"] - flops["none"] == DEPTH * products
 
 
 def test_half_precision_computes_in_half_and_keeps_float32_parameters():
