@@ -57,6 +57,7 @@ create() {
     [[ ! $dry_run ]] || token=TOKEN
     for field in "${SPEC[@]}"; do record "$field" "$(value_of "$field")"; done
     record token "$token"
+    [[ $dry_run ]] || rm -f "$(record_of)/workers"
     say "asking for $name: ${slices} x $accelerator_type, $tier"
     tpus queued-resources create "$name" "${flags[@]}" "--labels=mmx_token=$token" --async "${rest[@]}"
 }
@@ -94,7 +95,5 @@ while [[ $state != ACTIVE ]]; do
     sleep 20
     waited=$((waited + 20))
 done
-seen=$(describe_node "$(nodes | head -n 1)")
-read -r _ workers _ <<<"$seen"
-record workers "$workers"
-say "$name is there: ${slices} x $accelerator_type, $workers workers a slice; next: sync.sh --name=$name"
+count=$(workers)
+say "$name is there: ${slices} x $accelerator_type, $count workers a slice; next: sync.sh --name=$name"

@@ -18,8 +18,7 @@ workdir=${workdir:-$(recorded workdir)}
 [[ -z $workdir ]] || check_bucket workdir "$workdir"
 
 code=0
-workers=$(recorded workers)
-rows=$(worker doctor "$((${workers:-1} * $(nodes | wc -l)))" "${workdir:--}") || code=1
+rows=$(worker doctor "$(($(workers) * $(nodes | wc -l)))" "${workdir:--}") || code=1
 [[ ! $dry_run ]] || exit 0
 echo "$rows"
 if grep -qE '^[^ ]+ w-[0-9]+ (bad|unsynced)' <<<"$rows"; then code=1; fi

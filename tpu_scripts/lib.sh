@@ -151,7 +151,10 @@ SPEC=(accelerator-type runtime-version slices tier valid-until extra)
 
 # A record is a folder of small files, one a field: token, workers, commit, data and the spec.
 record_of() { printf '%s/%s/%s/%s\n' "$STATE" "$project" "$zone" "$name"; }
-recorded() { cat "$(record_of)/$1" 2>/dev/null || true; }
+recorded() {
+    local file=$STATE/$project/$zone/$name/$1
+    [[ ! -e $file ]] || printf '%s\n' "$(<"$file")"
+}
 record() {
     [[ $dry_run ]] && return
     mkdir -p "$(record_of)"
@@ -244,6 +247,19 @@ delete_tpu() {
     done
 }
 
+# How many workers a node has, as create.sh recorded it, else as Google Cloud says.
+workers() {
+    local seen count
+    count=$(recorded workers)
+    if [[ ! $count && ! $dry_run ]]; then
+        seen=$(describe_node "$(nodes | head -n 1)")
+        read -r _ count _ <<<"$seen"
+        [[ $count ]] || fail "$name has no machines yet: create.sh waits for them"
+        record workers "$count"
+    fi
+    echo "${count:-1}"
+}
+
 # at_node NODE ROUTE WORD...: a command on workers of a node (ROUTE: all, or 3), in their home folder.
 at_node() {
     tpus tpu-vm ssh "$1" "--worker=$2" "--command=$(quoted "${@:3}")"
@@ -275,32 +291,41 @@ again() {
     bash "$HERE/$1.sh" "--name=$name" "--project=$project" "--zone=$zone" ${dry_run:+--dry-run} "${@:2}"
 }
 
-# worker SCRIPT ARG...: a script of worker/, as sync.sh left it there, on every worker. It answers in
-# lines "mmx-answer w-N WORD..."; on stdout they are "NODE w-N WORD...". Returns 3 when a worker
-# failed, or did not answer: one that is missing lets all others wait in silence.
+# answers WORD...: a command on every worker that answers in lines "mmx-answer w-N WORD..."; on stdout
+# they are "NODE w-N WORD...". Returns 3 when a worker failed, or did not answer: one that is missing
+# lets all others wait in silence.
+answers() {
+    local code=0 node i count missing='' said=$scratch/answers
+    count=$(workers)
+    on_workers "$@" >"$said" || code=3
+    [[ ! $dry_run ]] || return 0
+    sed -n 's/^\([^|]*\)| mmx-answer /\1 /p' "$said" | sort -V
+    grep -v '| mmx-answer ' "$said" >&2 || true
+    for node in $(nodes); do
+        for ((i = 0; i < count; i++)); do
+            [[ $'\n'$(<"$said") == *$'\n'"$node| mmx-answer w-$i "* ]] || missing+=" $node/w-$i"
+        done
+    done
+    [[ $missing ]] || return "$code"
+    say "no answer from$missing"
+    return 3
+}
+
+# worker SCRIPT ARG...: the answers of a script of worker/, as sync.sh left it there.
 worker() {
-    local code=0 node i missing='' answers=$scratch/answers start
+    local start
     # The worker's shell expands these; $0 there is SCRIPT.
     # shellcheck disable=SC2016
     start='test -e mmx-tpu/src || { echo "mmx-answer w-${HOSTNAME##*-} unsynced"; exit; }; '
     # shellcheck disable=SC2016
     start+='exec bash mmx-tpu/src/tpu_scripts/worker/$0.sh "$@"'
-    on_workers bash -c "$start" "$@" >"$answers" || code=3
-    [[ ! $dry_run ]] || return 0
-    sed -n 's/^\([^|]*\)| mmx-answer /\1 /p' "$answers" | sort -V
-    grep -v '| mmx-answer ' "$answers" >&2 || true
-    for node in $(nodes); do
-        for ((i = 0; i < $(recorded workers); i++)); do
-            grep -q "^$node| mmx-answer w-$i " "$answers" || missing+=" $node/w-$i"
-        done
-    done
-    [[ -z $missing ]] || say "no answer from$missing"
-    [[ -z $missing ]] && return "$code" || return 3
+    answers bash -c "$start" "$@"
 }
 
 # first_failed <ROWS: of report rows "NODE w-N HOW CODE TIME", the one that failed first. The others
-# fail because of it, each in its own words.
+# fail because of it, each in its own words, or with 76: mmx lost a peer.
 first_failed() {
-    awk '$3 == "lost" { print 0, $0 } $3 == "exited" && $4 != 0 && $4 != 75 { print $5, $0 }' |
-        sort -n | head -n 1 | cut -d " " -f 2-
+    awk '$3 == "lost" { print 0, $0 }
+        $3 == "exited" && $4 != 0 && $4 != 75 { print ($4 == 76 ? 1e12 : $5), $0 }' |
+        sort -g | head -n 1 | cut -d " " -f 2-
 }

@@ -28,11 +28,11 @@ node=${all[slice]}
 if [[ $fetch ]]; then
     [[ ! -e $fetch ]] || refuse "--fetch=$(quoted "$fetch"): is there already; name a new folder"
     run mkdir -p -- "$fetch"
-    workers=$(recorded workers)
+    count=$(workers)
     folder=mmx-tpu/runs/$run
     [[ $run != - ]] || folder=mmx-tpu/current
     for node in "${all[@]}"; do
-        for ((i = 0; i < ${workers:-1}; i++)); do
+        for ((i = 0; i < count; i++)); do
             tpus tpu-vm scp "$node:$folder/log" "$fetch/$node-w-$i.log" "--worker=$i"
         done
     done

@@ -30,10 +30,7 @@ done
 unpack='mkdir -p mmx-tpu/src.new && tar -xzf mmx-$0.tar.gz -C mmx-tpu/src.new && '
 # shellcheck disable=SC2016
 unpack+='exec bash mmx-tpu/src.new/tpu_scripts/worker/sync.sh $0'
-on_workers bash -c "$unpack" "$hash" >"$scratch/answers" ||
-    fail "not on every worker: $(grep -m 1 answer "$scratch/answers" || echo see above)"
+rows=$(answers bash -c "$unpack" "$hash") || fail "not on every worker:"$'\n'"$rows"
 [[ ! $dry_run ]] || exit 0
-rows=$(worker report -) || fail "not on every worker"
-if grep unsynced <<<"$rows" >&2; then fail "not on every worker"; fi
 record commit "$hash"
 say "$(wc -l <<<"$rows") workers have ${hash:0:12}; next: setup.sh --name=$name"

@@ -232,6 +232,8 @@ def test_data_is_mounted_read_only_once(pod, tmp_path):
     launch(pod)
     until(pod, "exited 0", "exited 0")
     environment = (home / "mmx-environment").read_text()
+    (home / "mmx-tpu/data/mounted").unlink()  # the host restarted
+    assert "w-0 failed: data is not mounted; setup.sh mounts it" in launch(pod, code=1).stderr
     assert f"TFDS_DATA_DIR={home}/mmx-tpu/data\n" in environment
 
 
@@ -268,6 +270,7 @@ def test_doctor_adds_over_all_devices_and_writes_to_the_workdir(pod, tmp_path):
 
 def test_a_worker_without_an_answer_is_named(pod):
     pod.set(dead=["my-tpu/1"])
+    (pod.record() / "workers").unlink()  # create.sh did not wait for the machines: they are counted
     assert "no answer from my-tpu/w-1" in pod.run("status", code=3).stderr
     assert "not started everywhere" in launch(pod, code=1).stderr
 

@@ -17,7 +17,10 @@ ln -sfn "$folder" current
 
 # Variables of an earlier slice would make jax.distributed wait for hosts that are gone.
 unset "${!MEGASCALE_@}"
-if mountpoint --quiet data; then export TFDS_DATA_DIR=${TFDS_DATA_DIR:-$PWD/data}; fi
+if [[ -e data.source ]]; then
+    mountpoint --quiet data || { answer "failed: data is not mounted; setup.sh mounts it" && exit 1; }
+    export TFDS_DATA_DIR=${TFDS_DATA_DIR:-$PWD/data}
+fi
 nohup setsid bash "$HERE/wrap.sh" "$folder" "$@" </dev/null >>"$folder/log" 2>&1 &
 for _ in {1..50}; do
     [[ ! -s $folder/pid ]] || break
