@@ -87,14 +87,25 @@ def _prepare_for_buckets() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors are raised, too
 
 
+def _store():
+    """The very file system that epath uses."""
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
 # Reading
 
 
 def children(folder: "epath.Path") -> "list[epath.Path]":
     """What lies in a folder; [] when there is none. A store that does not answer is an error."""
     try:
+        if not is_remote(folder):
+            return list(folder.iterdir())
+        store, own = _store(), os.fspath(folder).removeprefix("gs://")
+        names = [name.rstrip("/") for name in store.ls(own, detail=False)]
         # A folder made in the browser is an empty object of the folder's own name.
-        return [child for child in folder.iterdir() if child != folder]
+        return [folder / name.rpartition("/")[2] for name in names if name != own]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -170,11 +181,8 @@ def move(folder: "epath.Path", to: "epath.Path") -> None:
     if not is_remote(folder):
         folder.rename(to)
         return
-    import fsspec
-
     # Not epath's: it wants the folder above to exist, which in a bucket only files do.
-    store, source = fsspec.core.url_to_fs(os.fspath(folder))
-    store.mv(source, os.fspath(to), recursive=True)
+    _store().mv(os.fspath(folder), os.fspath(to), recursive=True)
 
 
 def check_bucket(flag: str, folder: "epath.Path") -> None:
@@ -188,17 +196,20 @@ def check_bucket(flag: str, folder: "epath.Path") -> None:
     """
     probe = folder / f".mmx-probe-{secrets.token_hex(4)}"
     try:
-        write(probe, b"")
+        probe.write_bytes(b"mmx")
         probe.unlink()
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: no bucket gs://{folder.parts[2]}") from error
     except Exception as error:
-        reason = str(error) if isinstance(error, UserError) else _reason(error)
-        raise UserError(f"{flag}: cannot write there ({reason})") from error
+        if explain(error) is None:
+            raise
+        raise UserError(f"{flag}: cannot write there ({_reason(error)})") from error
 
 
 # Trying again
 
 
-def retry(doing: str, action: Callable[[], T]) -> T:
+def retry(doing: str, action: Callable[[], T], tries: int = _TRIES) -> T:
     """``action()``; after an error that may pass, again, with longer and longer waits.
 
     Args:
@@ -206,11 +217,11 @@ def retry(doing: str, action: Callable[[], T]) -> T:
       action: may be begun anew from the start.
 
     Raises:
-      UserError: it failed ``_TRIES`` times.
+      UserError: it failed ``tries`` times.
       Exception: the action's own, when trying again cannot help (a full disk, no permission).
     """
     began = time.monotonic()
-    for left in reversed(range(_TRIES)):
+    for left in reversed(range(tries)):
         try:
             return action()
         except Exception as error:
@@ -218,11 +229,11 @@ def retry(doing: str, action: Callable[[], T]) -> T:
                 raise
             if not left:
                 raise UserError(
-                    f"{doing} ({_reason(error)}; tried {_TRIES} times in "
+                    f"{doing} ({_reason(error)}; tried {tries} times in "
                     f"{time.monotonic() - began:.0f} s)"
                 ) from error
         # Many hosts fail together: they must not all come back together.
-        time.sleep(_FIRST_WAIT * 2 ** (_TRIES - 1 - left) * random.uniform(0.5, 1.5))
+        time.sleep(_FIRST_WAIT * 2 ** (tries - 1 - left) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
@@ -232,6 +243,8 @@ def is_transient(error: BaseException) -> bool:
         return error.errno in _TRANSIENT
     if isinstance(error, TimeoutError | ConnectionError):
         return True
+    if type(error) is ValueError:  # tensorstore's only type
+        return str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
     gcsfs = sys.modules.get("gcsfs.retry")
     return gcsfs is not None and gcsfs.is_retriable(error)
 
@@ -239,6 +252,7 @@ def is_transient(error: BaseException) -> bool:
 def explain(error: BaseException) -> str | None:
     """In one line, if it is a bucket's error that a user can mend; else None."""
     ours = type(error).__module__.partition(".")[0] in _STORE
+    ours |= str(error).startswith(("PERMISSION_DENIED", "UNAUTHENTICATED"))  # tensorstore
     if isinstance(error, OSError) and error.errno is None:
         ours |= isinstance(error, TimeoutError) or str(error).startswith("Forbidden")
     return _reason(error) if ours else None

@@ -4,6 +4,7 @@ A checkpoint has two items, so that sampling reads no optimiser state: ``model``
 extra) and ``train`` (step, opt_state, bad_step).
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -22,6 +23,7 @@ from mmx.train.state import TrainState
 
 _MODEL = ("params", "ema", "extra")
 _TRAIN = ("step", "opt_state", "bad_step")
+_TRIES = 3  # ours: of a whole save; gcsfs and tensorstore try each of its requests many times
 
 
 class BrokenCheckpoint(Exception):
@@ -51,7 +53,9 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
-        self._writing: int | None = None  # the step of the last save
+        # The last save, until it is known to be whole.
+        self._writing: int | None = None
+        self._state: TrainState | None = None
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -59,30 +63,69 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Start writing; the arrays are copied off the devices before this returns.
 
+        When the save before this one failed of what may pass (a bucket that did not answer for some
+        minutes), this one takes its place, is waited for, and tried again a few times.
+
         Raises:
           UserError: this save, or the one before it, did not write (a full disk, say). What was
             kept before is untouched.
         """
-        self.wait()  # the save before this one: a run that cannot save must not go on
-        self._writing = step
         try:
-            items = {
-                "model": ocp.args.StandardSave(_item(state, _MODEL)),
-                "train": ocp.args.StandardSave(_item(state, _TRAIN)),
-            }
-            written = self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._join()  # the save before this one: a run that cannot save must not go on
         except Exception as error:
-            raise self._failed(error) from error
-        if not written:
-            raise self._failed(RuntimeError("Orbax declined to save"))
+            if not _may_pass(error):
+                raise self._failed(error) from error
+            # Its state is gone by now; this one is worth more.
+            print(f"WARNING: {self._failed(error)} Saving step {step} instead.", file=sys.stderr)
+            self._writing, self._state = step, state
+            self._save_again(error)
+            return
+        self._writing, self._state = step, state
+        try:
+            self._begin()
+        except Exception as error:
+            self._save_again(error)
 
     def wait(self) -> None:
         """Block until the last save is on disk. Raises UserError when it did not get there."""
         try:
-            self.manager.wait_until_finished()
-            self.manager.check_for_errors()
+            self._join()
         except Exception as error:
+            self._save_again(error)
+
+    def _begin(self) -> None:
+        items = {
+            "model": ocp.args.StandardSave(_item(self._state, _MODEL)),
+            "train": ocp.args.StandardSave(_item(self._state, _TRAIN)),
+        }
+        args = ocp.args.Composite(**items)
+        if not self.manager.save(self._writing, args=args, force=True):
+            raise RuntimeError("Orbax declined to save")
+
+    def _join(self) -> None:
+        self.manager.wait_until_finished()
+        self.manager.check_for_errors()
+        self._state = None
+
+    def _save_again(self, error: Exception) -> None:
+        """After an error that may pass: the whole save once more, a few times, and wait for it."""
+        leaves = jax.tree.leaves(self._state)
+        if not leaves or not _may_pass(error) or any(x.is_deleted() for x in leaves):
             raise self._failed(error) from error
+
+        def again():
+            state = self._state
+            with contextlib.suppress(Exception):
+                self._join()  # what else the save before this one has to complain of
+            self._state = state
+            self.manager.reload()
+            self._begin()
+            self._join()
+
+        try:
+            storage.retry("saving it again was in vain", again, tries=_TRIES)
+        except Exception as last:
+            raise self._failed(last) from last
 
     def close(self) -> None:
         """:meth:`wait`, then give everything back."""
@@ -100,6 +143,8 @@ class Checkpoints:
         codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
         known = [os.strerror(code) for code in codes if os.strerror(code) in text]
         reason = known[0] if known else f"{type(error).__name__}: {text.strip()[:200]}"
+        if isinstance(error, UserError):
+            reason = text
         return UserError(
             f"{self.directory}: the checkpoint of step {self._writing} was not written ({reason}); "
             f"{kept}. Mend that, then run the same command again to go on from there."
@@ -158,7 +203,7 @@ class Checkpoints:
             if saved is None:
                 raise FileNotFoundError(f"no item {item!r}")
         except Exception as error:
-            raise BrokenCheckpoint(f"{self.directory / str(step)}: {_brief(error)}") from error
+            raise self._unreadable(step, error) from error
         differences = _differences(tree.flatten(target), tree.flatten(saved))
         if differences:
             raise UserError(
@@ -169,7 +214,13 @@ class Checkpoints:
             args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
             return self.manager.restore(step, args=args)[item]
         except Exception as error:
-            raise BrokenCheckpoint(f"{self.directory / str(step)}: {_brief(error)}") from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> Exception:
+        where = f"{self.directory / str(step)}: {_brief(error)}"
+        if storage.is_transient(error) or storage.explain(error):
+            return UserError(f"{where}; the bucket, not the checkpoint, is at fault: try again")
+        return BrokenCheckpoint(where)
 
     def restore_newest(
         self, abstract: TrainState, shardings: TrainState
@@ -191,6 +242,11 @@ class Checkpoints:
                     )
                 self.manager.reload()
         return None
+
+
+def _may_pass(error: Exception) -> bool:
+    """May saving again help? Of many hosts, one cannot know whether the others failed, too."""
+    return jax.process_count() == 1 and storage.is_transient(error)
 
 
 def _item(state: TrainState, names) -> dict:

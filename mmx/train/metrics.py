@@ -2,11 +2,12 @@
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import PathLike
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.train.goodput import Goodput
 
@@ -47,7 +48,8 @@ class Writer:
     """Scalars, images and text of a run, on disk when a call returns.
 
     No thread and no queue between the loop and the file: what was written before a checkpoint is
-    there after a kill -9, and a full disk is an error here instead of a hang.
+    there after a kill -9, and a full disk is an error here instead of a hang. A run in a bucket is
+    half a minute behind, see :mod:`mmx.train.bucket_events`; :meth:`sync` with each checkpoint.
 
     Args:
       directory: of the events: the run itself.
@@ -56,7 +58,7 @@ class Writer:
       enabled: False on every host but the first: then nothing is written.
     """
 
-    def __init__(self, directory: Path, start_step: int | None = None, enabled: bool = True):
+    def __init__(self, directory: PathLike, start_step: int | None = None, enabled: bool = True):
         self._events = None
         if enabled:
             from tensorboardX.event_file_writer import EventsWriter
@@ -64,7 +66,12 @@ class Writer:
             # Names sort by time; two starts in one second must not share a file.
             suffix = f".{time.time_ns()}"
             with _disk_errors(directory):
-                self._events = EventsWriter(str(directory / "events"), suffix)
+                if storage.is_remote(directory):
+                    from mmx.train.bucket_events import BucketEvents
+
+                    self._events = BucketEvents(storage.path(directory), suffix)
+                else:
+                    self._events = EventsWriter(str(directory / "events"), suffix)
             if start_step is not None:
                 from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -108,6 +115,12 @@ class Writer:
                      for k, v in values.items()}  # fmt: skip
             self._write(step, [{"summary": part} for part in summary.hparams(plain, scores)])
 
+    def sync(self) -> None:
+        """Have in the bucket what is not there yet; a disk has it all."""
+        if self._events and hasattr(self._events, "sync"):
+            with _disk_errors(self._events._file_name):
+                self._events.sync()
+
     def close(self) -> None:
         if self._events:
             with _disk_errors(self._events._file_name):
@@ -122,6 +135,10 @@ def _disk_errors(file):
         raise UserError(
             f"{file}: cannot write ({error.strerror or error}); free some disk space, then run "
             "the same command again to go on from the last checkpoint"
+        ) from error
+    except UserError as error:  # of a bucket
+        raise UserError(
+            f"{error}; run the same command again to go on from the last checkpoint"
         ) from error
 
 
