@@ -157,8 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("alt") != "media":
             return self.answer(200, gcs.resource(bucket, name))
         whole, status, more = len(content), 200, {}
-        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(match[1]), min(int(match[2] or whole - 1), whole - 1)
+        if match := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(match[1] or 0), min(int(match[2] or whole - 1), whole - 1)
+            if not match[1]:  # the last bytes
+                first, last = max(whole - int(match[2]), 0), whole - 1
             if first >= whole:
                 return self.error(416, "range")
             content, status = content[first : last + 1], 206

@@ -4,7 +4,11 @@ import ctypes
 import importlib.util
 import logging
 import os
+import sys
 from pathlib import Path
+
+from mmx.core import storage
+from mmx.core.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
@@ -50,12 +54,23 @@ def start_jax() -> None:
     """Keep compiled programs on disk, so that a second start does not compile again."""
     import jax
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmx", "jax"
-    )
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", _cache_dir())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     quiet_logs()
+
+
+def _cache_dir() -> str:
+    """$JAX_COMPILATION_CACHE_DIR, which may be in a bucket, else a folder of this machine."""
+    local = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmx", "jax")
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if chosen and "://" in chosen:
+        # jax itself would wait for a wrong bucket, or complain once a program.
+        try:
+            storage.check_bucket(f"JAX_COMPILATION_CACHE_DIR={chosen}", storage.path(chosen))
+        except UserError as error:
+            print(f"mmx: warning: {error}; programs are kept in {local} instead", file=sys.stderr)
+            chosen = None
+    return chosen or str(local)
 
 
 def quiet_logs() -> None:

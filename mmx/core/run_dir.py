@@ -167,7 +167,8 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
         elif (storage.path(path) / "config.json").is_file():
             raise UserError(f"{spec}: after @ comes a step, a whole number; not {number!r}")
     run = RunDir(text)
-    if not run.path.is_dir():
+    # exists() first: of a bucket that refuses, is_dir() says no.
+    if not run.path.exists() or not run.path.is_dir():
         raise UserError(f"{text}: no such run directory; `mmx train` makes one")
     if not run.config_file.is_file():
         raise UserError(f"{text}: not a run directory (it has no config.json)")

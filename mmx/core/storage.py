@@ -252,7 +252,8 @@ def is_transient(error: BaseException) -> bool:
 def explain(error: BaseException) -> str | None:
     """In one line, if it is a bucket's error that a user can mend; else None."""
     ours = type(error).__module__.partition(".")[0] in _STORE
-    ours |= str(error).startswith(("PERMISSION_DENIED", "UNAUTHENTICATED"))  # tensorstore
+    if type(error) is ValueError:  # tensorstore's only type
+        ours = str(error).startswith(("PERMISSION_DENIED", "UNAUTHENTICATED"))
     if isinstance(error, OSError) and error.errno is None:
         ours |= isinstance(error, TimeoutError) or str(error).startswith("Forbidden")
     return _reason(error) if ours else None
@@ -261,6 +262,8 @@ def explain(error: BaseException) -> str | None:
 def _reason(error: Any) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = getattr(error, "strerror", None) or ": ".join(lines)[:200]
+    if isinstance(error, TimeoutError):
+        text = text or "no answer in time"
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 

@@ -73,7 +73,7 @@ def pin(
     accept(earlier.config())
     params, extra, step = read_weights(earlier, step)
     flat = {
-        path: np.ascontiguousarray(leaf)
+        path: np.asarray(leaf, order="C")
         for path, leaf in tree.flatten({"params": params, "extra": extra}).items()
         if not path.startswith(drop)
     }

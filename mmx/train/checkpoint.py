@@ -131,8 +131,11 @@ class Checkpoints:
         """:meth:`wait`, then give everything back."""
         try:
             self.wait()
-        finally:
-            self.manager.close()
+        except UserError:
+            with contextlib.suppress(Exception):  # more of the same
+                self.manager.close()
+            raise
+        self.manager.close()
 
     def _failed(self, error) -> UserError:
         # From the disk: Orbax's own list has a step that failed, not those that it was to replace.
@@ -142,7 +145,7 @@ class Checkpoints:
         # The system's own words, where they are in there; Orbax wraps them in a page of its own.
         codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
         known = [os.strerror(code) for code in codes if os.strerror(code) in text]
-        reason = known[0] if known else f"{type(error).__name__}: {text.strip()[:200]}"
+        reason = known[0] if known else f"{type(error).__name__}: {' '.join(text.split())[:200]}"
         if isinstance(error, UserError):
             reason = text
         return UserError(

@@ -152,6 +152,7 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
                         if "save" in due or last or asked:
                             save(done, state)
                             saved = done
+                            writer.sync()
                     writer.scalars(done, clock.scalars())
                 if asked:
                     raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")

@@ -18,7 +18,7 @@ VERBS = ("prepare", "preflight", "train", "sample", "evaluate", "configs")
 LIGHT = """
 import sys
 import mmx
-heavy = {"jax", "flax", "orbax", "grain", "optax", "tensorflow_datasets", "numpy", "PIL"}
+heavy = {"jax", "flax", "orbax", "grain", "optax", "tensorflow_datasets", "numpy", "PIL", "fsspec"}
 print("import mmx:", sorted(heavy & {*sys.modules}))
 from mmx.cli.main import main
 calls = [[], *([verb] for verb in %r)]

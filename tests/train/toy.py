@@ -56,8 +56,8 @@ class ToyTask:
 
     family = "toy"
 
-    def __init__(self, config, run=None):
-        del run
+    def __init__(self, config, run=None, abstract=False):
+        del run, abstract
         self.config = config
         self.batch_coupled = config.toy.coupled
         self.events = []
