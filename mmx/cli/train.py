@@ -76,6 +76,7 @@ def run(args) -> int:
     import jax
 
     is_host_0 = jax.process_index() == 0
+    clock.note("jax started")
     with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
         return _train(config, workdir, data, args.init_from, clock, profile)
 
