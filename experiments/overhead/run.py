@@ -6,6 +6,7 @@ README.md says what is measured and how.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -36,8 +37,7 @@ def measure_step(rounds: int, steps: int) -> None:
         def plan(*args, real=real, turns=turns):
             made = real(*args)
             turns.step = made.step
-            object.__setattr__(made, "step", turns)
-            return made
+            return dataclasses.replace(made, step=turns)
 
         with tempfile.TemporaryDirectory() as folder, pictures_for(loop):
             loop.plan_training = plan
