@@ -28,7 +28,7 @@ def measure_step(rounds: int, steps: int) -> None:
     from mmx.core.run_dir import open_or_create
     from mmx.train import loop
 
-    for how in ("burn", "sleep"):
+    for how in ("burn", "sleep", "empty"):
         task = Task(STEP, how)
         config = make_config(rounds * steps + steps + 1, log_every=50)
         turns = Turns(steps)
@@ -40,25 +40,24 @@ def measure_step(rounds: int, steps: int) -> None:
             return dataclasses.replace(made, step=turns)
 
         with tempfile.TemporaryDirectory() as folder, pictures_for(loop):
+            run = open_or_create(Path(folder) / "run", config)
             loop.plan_training = plan
             try:
-                loop.train(task, config, open_or_create(Path(folder) / "run", config))
+                loop.train(task, config, run)
             finally:
                 loop.plan_training = real
+            waited = records(run.path)[-1]["seconds"]["data"] / config.steps
         # The first round warms up.
         pairs = list(zip(turns.in_loop, turns.bare))[1:]
-        ratios = sorted(in_loop / bare for in_loop, bare in pairs)
-        by = f"{statistics.median(in_loop for in_loop, _ in pairs) * 1e3:.2f}"
-        bare = f"{statistics.median(bare for _, bare in pairs) * 1e3:.2f}"
-        extra = [f"{100 * (r - 1):.2f}" for r in quantiles(ratios)]
-        print(
-            f"step, {how:5s}: in the loop {by} ms, bare {bare} ms, overhead {extra[1]} % "
-            f"(quartiles {extra[0]} to {extra[2]} %, {len(ratios)} rounds of {steps} steps)"
+        low, middle, high = statistics.quantiles(
+            [100 * (in_loop - bare) / max(bare, STEP) for in_loop, bare in pairs], n=4
         )
-
-
-def quantiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive")
+        in_loop, bare = (1e3 * statistics.median(side) for side in zip(*pairs))
+        print(
+            f"step, {how:5s}: in the loop {in_loop:.2f} ms, bare {bare:.2f} ms, overhead "
+            f"{middle:.2f} % of {max(bare, 1e3 * STEP):.0f} ms (quartiles {low:.2f} to {high:.2f} %, "
+            f"{len(pairs)} rounds of {steps} steps); waiting for data {1e3 * waited:.2f} ms"
+        )
 
 
 class Turns:

@@ -43,7 +43,6 @@ class Profile:
             self._last = done
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
                 yield done
-        self.close()
 
     def _start(self, first: int) -> None:
         with self.clock.span("profile"):

@@ -1,6 +1,7 @@
 """Where the time of a run went: the categories add up, and what a crash cost is among them."""
 
 import json
+import re
 import time
 
 import jax
@@ -62,14 +63,18 @@ def test_spans_share_out_the_time_and_the_inner_one_has_its_own():
         time.sleep(0.05)
         with clock.span("profile"):
             time.sleep(0.1)
+        time.sleep(0.15)
+    time.sleep(0.2)
     with pytest.raises(RuntimeError), clock.span("eval"):
         raise RuntimeError
     seconds = clock.seconds()
     assert sum(seconds.values()) == pytest.approx(time.monotonic() - began, abs=0.01)
-    assert seconds["init"] == pytest.approx(5.0, abs=0.03)
-    assert seconds["save"] == pytest.approx(0.05, abs=0.03)
-    assert seconds["profile"] == pytest.approx(0.1, abs=0.03)
-    assert clock.summary().startswith("goodput 0.0 % of 5.2 s: init 5.0 s, profile 0.1 s, save 0.")
+    assert seconds["init"] == pytest.approx(5.2, abs=0.09)
+    assert seconds["save"] == pytest.approx(0.2, abs=0.09)
+    assert seconds["profile"] == pytest.approx(0.1, abs=0.09)
+    assert re.match(
+        r"goodput 0.0 % of 5.\d s: init 5.\d s, save 0.\d s, profile 0.", clock.summary()
+    )
 
 
 def test_long_times_read_as_a_clock():
