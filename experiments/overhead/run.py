@@ -55,7 +55,7 @@ def measure_step(rounds: int, steps: int) -> None:
         in_loop, bare = (1e3 * statistics.median(side) for side in zip(*pairs))
         print(
             f"step, {how:5s}: in the loop {in_loop:.2f} ms, bare {bare:.2f} ms, overhead "
-            f"{middle:.2f} % of {max(bare, 1e3 * STEP):.0f} ms (quartiles {low:.2f} to {high:.2f} %, "
+            f"{middle:.2f} % of {max(bare, 1e3 * STEP):.0f} ms ({low:.2f} to {high:.2f}, "
             f"{len(pairs)} rounds of {steps} steps); waiting for data {1e3 * waited:.2f} ms"
         )
 
