@@ -23,6 +23,7 @@ examples:
 exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
   2 bad input, nothing was lost;
   75 training was asked to stop (SIGTERM, Ctrl-C) and has saved: the same command goes on;
+  76 training on several hosts lost one of them: the same command on all goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
 # What a disk or a path of the user's may answer; any other OSError is a fault of ours.

@@ -5,7 +5,7 @@ import json
 import sys
 
 from mmx.core import config as configs
-from mmx.core import storage
+from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import (
     RunDir,
@@ -16,6 +16,7 @@ from mmx.core.run_dir import (
     parse_run,
     train_alone,
 )
+from mmx.train import distributed
 
 HELP = "train a run, or go on with it"
 EXAMPLES = """\
@@ -27,8 +28,11 @@ examples:
 Any field of the config is a flag: --config.FIELD.FIELD=VALUE; a tuple is "('a', 'b')"; true and
 false are --config.data.flip and --noconfig.data.flip. The same command again goes on with the run
 in the workdir.
+Several processes train one run when the same command starts on each: on Cloud TPU, GKE, SLURM as it
+is; elsewhere with JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES=N and
+JAX_PROCESS_ID=0 to N-1 set. The workdir is one that all of them share.
 Exit codes: 0 done, 1 a loss or gradient is not finite, 2 bad input, 75 asked to stop (SIGTERM,
-Ctrl-C) and saved: run the same command to go on.
+Ctrl-C) and saved, 76 another process of the run is lost: run the same command to go on.
 """
 
 
@@ -57,9 +61,17 @@ def run(args) -> int:
         raise UserError("--workdir is missing: name the folder of the run")
     configs.check_numbers(config)
     workdir = RunDir(storage.normal(args.workdir))
-    check_workdir(workdir, config)
+    with distributed.together():
+        return _run(args, config, workdir)
+
+
+def _run(args, config, workdir: RunDir) -> int:
+    is_host_0 = distributed.index() == 0
+    if is_host_0:
+        check_workdir(workdir, config)
     done = workdir.steps()
-    if done and done[-1] >= config.steps and _is_readable(workdir, done[-1]):
+    ends = done and done[-1] >= config.steps and not distributed.is_many()
+    if ends and _is_readable(workdir, done[-1]):
         print(f"{workdir.path}: all {config.steps} steps are done")
         return 0
     from mmx.cli.arguments import profiled_steps
@@ -73,9 +85,7 @@ def run(args) -> int:
     from mmx.cli.backend import start_jax
 
     start_jax()
-    import jax
-
-    is_host_0 = jax.process_index() == 0
+    distributed.barrier("nothing is missing")
     clock.note("jax started")
     with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
         return _train(config, workdir, data, args.init_from, clock, profile)
@@ -83,19 +93,31 @@ def run(args) -> int:
 
 def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, profile) -> int:
     from mmx.models.registry import make_task
-    from mmx.train import loop, preemption
+    from mmx.train import loop
 
-    open_or_create(workdir.path, config)
-    storage.write(workdir.data_file, json.dumps(data, indent=2) + "\n")
+    is_host_0 = distributed.index() == 0
+    with distributed.first_on_host_0("the workdir is made"):
+        if is_host_0:
+            open_or_create(workdir.path, config)
+            storage.write(workdir.data_file, json.dumps(data, indent=2) + "\n")
+        elif not workdir.config_file.is_file():
+            raise UserError(
+                f"--workdir={workdir.path}: what process 0 writes there is not seen here; name a "
+                "folder that all processes share"
+            )
+        task = make_task(config, workdir)
     try:
-        loop.train(make_task(config, workdir), config, workdir, init_from, clock, profile)
+        loop.train(task, config, workdir, init_from, clock, profile)
     except preemption.Preempted as stopped:
-        print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
+        if is_host_0:
+            print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
         return preemption.EXIT_PREEMPTED
     except loop.NonFinite as error:
-        print(f"mmx: error: {error}", file=sys.stderr)
+        if is_host_0:
+            print(f"mmx: error: {error}", file=sys.stderr)
         return 1
-    print(f"{workdir.path}: trained to step {config.steps}")
+    if is_host_0:
+        print(f"{workdir.path}: trained to step {config.steps}")
     return 0
 
 

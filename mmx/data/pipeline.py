@@ -26,6 +26,7 @@ import numpy as np
 from grain import experimental as grain_experimental
 from jax.sharding import NamedSharding
 
+from mmx.core import preemption
 from mmx.core.errors import UserError
 
 Row = dict[str, np.ndarray]
@@ -175,6 +176,14 @@ class Batches(Iterator[dict[str, jax.Array]]):
         self.close()
 
 
+class _EvalBatches(Batches):
+    """Each next one may raise :class:`mmx.core.preemption.Interrupted`."""
+
+    def __next__(self) -> dict[str, jax.Array]:
+        preemption.check()
+        return super().__next__()
+
+
 def _close_all(iterators: list[Any]) -> None:
     while iterators:
         iterators.pop().close()
@@ -205,7 +214,9 @@ def batches(
     """
     rows = local_rows(sharding, batch_size)
     load = functools.partial(_train_batch, stream, rows, batch_size, start_step)
-    return _background(load, sys.maxsize, rows, batch_size, sharding, num_threads, prefetch=_READY)
+    return Batches(
+        _background(load, sys.maxsize, rows, batch_size, sharding, num_threads, prefetch=_READY)
+    )
 
 
 def eval_batches(
@@ -219,7 +230,8 @@ def eval_batches(
 
     The last batch is filled up with copies of the last example; ``"_mask"`` bool [B] is True on the
     real rows. ``"position"`` is the example's index, and the transform's draws depend on that
-    alone. All processes get the same number of batches.
+    alone. All processes get the same number of batches. Between two of them a process that was
+    asked to stop does so: evaluating must not use up the time that it is given.
 
     Args:
       source: the examples.
@@ -232,7 +244,8 @@ def eval_batches(
     rows = local_rows(sharding, batch_size)
     load = functools.partial(_eval_batch, source, transform, rows, batch_size, count)
     steps = -(-count // batch_size)
-    return _background(load, steps, rows, batch_size, sharding, num_threads=1, prefetch=1)
+    dataset = _background(load, steps, rows, batch_size, sharding, num_threads=1, prefetch=1)
+    return _EvalBatches(dataset)
 
 
 def _train_batch(
@@ -288,15 +301,13 @@ def _background(
     sharding: NamedSharding,
     num_threads: int,
     prefetch: int,
-) -> Batches:
+) -> grain.IterDataset:
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=max(num_threads, prefetch)
     )
     dataset = grain.MapDataset.source(_Steps(load, steps)).to_iter_dataset(options)
     dataset = dataset.map(functools.partial(put_batch, rows, batch_size, sharding))
-    return Batches(
-        grain_experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
-    )
+    return grain_experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
 
 
 def put_batch(

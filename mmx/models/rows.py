@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmx.train.sharding import batch_sharding, replicated
+from mmx.train.sharding import batch_sharding, place, replicated
 
 
 def fill_rows(rows: Any, mesh) -> tuple[Any, int]:
@@ -26,7 +26,7 @@ def fill_rows(rows: Any, mesh) -> tuple[Any, int]:
         return rows, count  # laid out already, perhaps sharded
     if missing:
         rows = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, 0)]), rows)
-    return jax.device_put(rows, replicated(mesh)), count
+    return place(rows, replicated(mesh)), count
 
 
 def to_float(image_u8: jax.Array) -> jax.Array:

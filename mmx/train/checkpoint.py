@@ -19,6 +19,7 @@ from etils import epath
 from mmx.core import storage, tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import finished_steps
+from mmx.train import distributed
 from mmx.train.state import TrainState
 
 _MODEL = ("params", "ema", "extra")
@@ -30,29 +31,38 @@ class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read: truncated, or files missing."""
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Whether to stop is asked elsewhere, and counted: Orbax's own asking would upset that."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a run.
 
     Args:
       directory: of the checkpoints, made when absent (unless ``read_only``).
       keep: how many of the newest stay; None keeps all.
-      read_only: open for sampling; never writes or deletes.
+      read_only: only to read; never writes or deletes. Each of several processes then reads by
+        itself and waits for no other; else all of them have to do the same with it.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int | None = None, read_only: bool = False):
         self.directory = storage.absolute(directory)
+        me = jax.process_index() if read_only else 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me} if read_only else None
+            ),
         )
         # With handlers, not names alone: else a new manager knows no item's metadata.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("model", "train")}
-        self.manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self.manager = _Manager(self.directory, options=options, item_handlers=handlers)
         # The last save, until it is known to be whole.
         self._writing: int | None = None
         self._state: TrainState | None = None
@@ -228,22 +238,33 @@ class Checkpoints:
     def restore_newest(
         self, abstract: TrainState, shardings: TrainState
     ) -> tuple[int, TrainState] | None:
-        """The newest readable state; broken ones are named and moved aside. None: there is none."""
+        """The newest readable state; broken ones are named and moved aside. None: there is none.
+
+        One that a single process of several cannot read is broken for all.
+        """
         while steps := self.steps():
-            step = steps[-1]
+            step, state = steps[-1], None
+            error = f"{self.directory / str(step)}: another process"
+            reader = Checkpoints(self.directory, read_only=True)
             try:
-                return step, self.restore(step, abstract, shardings)
-            except BrokenCheckpoint as error:
-                aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
-                before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
-                if jax.process_index() == 0:
-                    storage.move(self.directory / str(step), aside)
-                    print(
-                        f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
-                        f"going on from {before}",
-                        file=sys.stderr,
-                    )
-                self.manager.reload()
+                state = reader.restore(step, abstract, shardings)
+            except BrokenCheckpoint as broken:
+                error = broken
+            finally:
+                reader.close()
+            if distributed.all_hold(state is not None):
+                return step, state
+            aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
+            before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
+            if jax.process_index() == 0:
+                storage.move(self.directory / str(step), aside)
+                print(
+                    f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
+                    f"going on from {before}",
+                    file=sys.stderr,
+                )
+            distributed.barrier(f"step {step} is moved aside")
+            self.manager.reload()
         return None
 
 

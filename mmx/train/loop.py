@@ -3,22 +3,20 @@
 import contextlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmx.core import config as configs
-from mmx.core import rng, storage
+from mmx.core import preemption, rng, storage
 from mmx.core.progress import Progress
 from mmx.core.run_dir import RunDir, parse_run, record_environment
 from mmx.data import pipeline
 from mmx.data.source import open_source
-from mmx.train import preemption
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.goodput import Goodput
 from mmx.train.metrics import Meter, Writer, brief, peak_flops
 from mmx.train.plan import plan_training
 from mmx.train.profiler import Profile
-from mmx.train.sharding import batch_sharding, make_mesh, replicated
+from mmx.train.sharding import batch_sharding, make_mesh, place, replicated
 from mmx.train.start import init_from_run
 
 
@@ -39,8 +37,12 @@ def train(task, config, run: RunDir, init_from=None, clock=None, profile=None) -
       Preempted: asked to stop; the state is saved.
       NonFinite: names the step and the metrics; the last finite state is saved.
     """
-    with clock or Goodput() as clock, preemption.watch() as stop:
-        _train(task, config, run, init_from, clock, profile, stop)
+    watch = preemption.watch(many=jax.process_count() > 1)
+    with clock or Goodput() as clock, watch as stop:
+        try:
+            _train(task, config, run, init_from, clock, profile, stop)
+        except preemption.Interrupted:
+            raise preemption.Preempted("stopped before the first step; nothing to save") from None
 
 
 def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) -> None:
@@ -49,16 +51,17 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
     rows = batch_sharding(mesh)
     plan = plan_training(task, config, mesh)
     frozen = task.load_frozen(mesh)
-    key = jax.device_put(rng.base_key(config.seed), replicated(mesh))
+    key = place(rng.base_key(config.seed), replicated(mesh))
     is_host_0 = jax.process_index() == 0
 
     # Where the state comes from, first match wins:
     # 1. the newest readable checkpoint of this run; 2. --init_from; 3. fresh parameters.
+    preemption.check()
     checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
     with clock.span("restore"):
         restored = checkpoints.restore_newest(plan.abstract, plan.shardings)
     if restored:
-        state = restored[1].replace(bad_step=jax.device_put(jnp.int32(-1), replicated(mesh)))
+        state = restored[1].replace(bad_step=place(np.int32(-1), replicated(mesh)))
     else:
         state = plan.init(key)
         if init_from:
@@ -131,34 +134,41 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
         )
         try:
             for done in profiling.steps(clock.steps(start, config.steps)):
-                batch = clock.next_batch(loader)
+                if stop.asked():
+                    raise preemption.Interrupted
+                with stop.waiting():
+                    batch = clock.next_batch(loader)
                 with jax.transfer_guard("disallow"):
                     state, vector = clock.call(plan.step, state, frozen, batch, key)
                 if pending:
                     finish_step(*pending)
                 pending = (done, vector)
                 last = done == config.steps
-                asked = bool(stop) and not last  # once a step: a signal may come at any line
                 due = [n for n in ("eval", "preview", "save") if done % config[f"{n}_every"] == 0]
-                if due or last or asked:
+                if due or last:
                     finish_step(*pending)
                     pending = None
                     try:
-                        if ("eval" in due or last) and not asked:
+                        if "eval" in due or last:
                             scores = evaluate(state, done)
-                        if ("preview" in due or last) and not asked:
+                        if "preview" in due or last:
                             preview(state, done)
                     finally:  # a score that fails must not cost the training before it
-                        if "save" in due or last or asked:
+                        if "save" in due or last:
                             save(done, state)
                             saved = done
                             writer.sync()
                     writer.scalars(done, clock.scalars())
-                if asked:
-                    raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}")
             if scores:
                 writer.hparams(config.steps, configs.flat_items(config), scores)
-        except NonFinite:
-            if int(state.step) > saved:
-                save(int(state.step), state)
-            raise
+        except (NonFinite, preemption.Interrupted) as stopped:
+            try:
+                if pending and isinstance(stopped, preemption.Interrupted):
+                    finish_step(*pending)
+            finally:  # also when that step was not finite
+                done = int(state.step)
+                if done > saved:
+                    save(done, state)
+            if isinstance(stopped, NonFinite):
+                raise
+            raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}") from None

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -57,6 +58,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over slice, data and fsdp; a tensor axis reads the same rows."""
     return NamedSharding(mesh, PartitionSpec(RULES["act_batch"]))
+
+
+def place(values: Any, sharding: NamedSharding) -> Any:
+    """A tree of values that every process has whole -> arrays laid out by one sharding.
+
+    Each process takes the parts of its own devices: no process sends another anything. Random keys
+    are computed anew on all.
+    """
+
+    def one(x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.jit(lambda key: key, out_shardings=sharding)(x)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    if sharding.is_fully_addressable:
+        return jax.device_put(values, sharding)
+    return jax.tree.map(one, values)
 
 
 def infer_shardings(boxed_abstract: Any, mesh: Mesh) -> Any:

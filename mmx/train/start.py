@@ -8,6 +8,7 @@ from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
 from mmx.train.checkpoint import Checkpoints
+from mmx.train.sharding import place
 from mmx.train.state import TrainState
 
 
@@ -31,19 +32,20 @@ def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainStat
             kept[path] = f"  fresh: {path} {leaf.shape} ({reason})"
             return leaf
         taken.add(path)
-        return jax.device_put(there.astype(leaf.dtype), leaf.sharding)
+        return place(there.astype(leaf.dtype), leaf.sharding)
 
     new = tree.map_with_path(one, {"params": state.params, "extra": state.extra})
     unused = [f"  unused: {p} {saved[p].shape}" for p in saved if p not in taken and p not in kept]
     if not any(path.startswith("params/") for path in taken):
         raise UserError(f"--init_from={run.path}: no parameter has the path and shape of one here")
-    print(
-        f"init_from {run.path}@{step}: took {len(taken)} of {len(taken) + len(kept)} arrays",
-        *kept.values(),
-        *unused,
-        sep="\n",
-        file=sys.stderr,
-    )
+    if jax.process_index() == 0:
+        print(
+            f"init_from {run.path}@{step}: took {len(taken)} of {len(taken) + len(kept)} arrays",
+            *kept.values(),
+            *unused,
+            sep="\n",
+            file=sys.stderr,
+        )
     ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), new["params"])
     return state.replace(**new, ema=ema)
 

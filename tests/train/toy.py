@@ -19,7 +19,7 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
-from mmx.train.sharding import jit_sharded, replicated
+from mmx.train.sharding import jit_sharded, place, replicated
 
 D, EXAMPLES = 8, 37
 
@@ -88,7 +88,7 @@ class ToyTask:
         return params, extra
 
     def load_frozen(self, mesh):
-        return jax.device_put({"scale": jnp.float32(1.5)}, replicated(mesh))
+        return place({"scale": np.float32(1.5)}, replicated(mesh))
 
     def param_labels(self, params):
         groups = {"disc": "disc", "fixed": "fixed"}
@@ -143,9 +143,10 @@ class ToyTask:
         return [ToyEvaluator(self, mesh)]
 
     def preview(self, params, extra, frozen, mesh):
-        del extra, frozen, mesh
+        del extra, frozen
         self.events.append("preview")
-        picture = np.asarray(params["first"]["kernel"]) * 40 + 128
+        whole = jit_sharded(lambda x: x, mesh, out_shardings=replicated(mesh))
+        picture = np.asarray(whole(params["first"]["kernel"])) * 40 + 128
         return {"kernel": np.repeat(picture[..., None], 3, -1).clip(0, 255).astype(np.uint8)}
 
 
@@ -157,8 +158,8 @@ class ToyEvaluator:
         rows = [ToySource()[i] for i in range(16)]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
         batch["position"] = np.arange(16, dtype=np.uint32)
-        self.batch = jax.device_put(batch, replicated(mesh))
-        self.key = jax.device_put(rngs.base_key(77), replicated(mesh))
+        self.batch = place(batch, replicated(mesh))
+        self.key = place(rngs.base_key(77), replicated(mesh))
         loss = lambda p, e, f, b, k: task.loss(p, e, f, b, k, jnp.int32(0), train=False)[0]
         self._loss = jit_sharded(loss, mesh, out_shardings=replicated(mesh))
 

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import jax
 import numpy as np
 
 from mmx.core import rng as rngs
@@ -18,7 +17,7 @@ from mmx.models.muse import loss as losses
 from mmx.models.protocols import OpenRun
 from mmx.models.rows import fill_rows
 from mmx.ops import masking
-from mmx.train.sharding import batch_sharding, jit_sharded, replicated
+from mmx.train.sharding import batch_sharding, jit_sharded, place, replicated
 
 _EVAL_SEED = 20230102  # of the fixed masks of validation: ours
 _BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,7 +48,7 @@ class ValidationLoss:
             return rate_B, loss_B, batch["_mask"]
 
         self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
-        self._key = jax.device_put(rngs.base_key(_EVAL_SEED), replicated(mesh))
+        self._key = place(rngs.base_key(_EVAL_SEED), replicated(mesh))
 
     def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
         """Yields ``<split>/loss`` and ``<split>/loss_mask_<low>_<high>`` in nats."""

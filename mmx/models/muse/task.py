@@ -30,7 +30,7 @@ from mmx.nn.dtypes import DTYPES
 from mmx.nn.remat import REMAT
 from mmx.nn.text import TextEncoder
 from mmx.nn.transformer import ACTIVATIONS
-from mmx.train.sharding import jit_sharded, replicated
+from mmx.train.sharding import jit_sharded, place, replicated
 
 
 class MuseTask:
@@ -171,7 +171,7 @@ class MuseTask:
 
     def load_frozen(self, mesh) -> Any:
         """The codec's weights on every device. Raises UserError when they are damaged."""
-        return jax.device_put(self._frozen_host(), replicated(mesh))
+        return place(self._frozen_host(), replicated(mesh))
 
     def _frozen_host(self) -> Any:
         return {"codec": stages.load_weights(self._codec_folder)}
@@ -327,7 +327,7 @@ class MuseTask:
         if not prompts:
             return {}
         batch = self.prompts(prompts)
-        key = jax.device_put(rngs.base_key(0), replicated(mesh))
+        key = place(rngs.base_key(0), replicated(mesh))
         run = self.sampler(mesh, self.options())
         image = np.asarray(run(params, extra, frozen, batch, key)["image"])
         image_u8 = to_uint8(np.nan_to_num(image))

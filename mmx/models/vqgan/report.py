@@ -14,7 +14,7 @@ from mmx.eval.grid import Section
 from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
 from mmx.eval.stats import Score
 from mmx.models.protocols import OpenRun
-from mmx.train.sharding import batch_sharding, replicated
+from mmx.train.sharding import batch_sharding, jit_sharded, replicated
 
 _SHOWN, _COLUMNS = 24, 8
 
@@ -71,7 +71,7 @@ class Reconstruction:
 
 def host(x: jax.Array, mesh) -> np.ndarray:
     """The whole of a sharded array on every host."""
-    return np.asarray(jax.device_put(x, replicated(mesh)))
+    return np.asarray(jit_sharded(lambda x: x, mesh, out_shardings=replicated(mesh))(x))
 
 
 def report(task, run: OpenRun, seed: int) -> Report:

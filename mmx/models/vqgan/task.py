@@ -24,7 +24,7 @@ from mmx.models.vqgan.model import DISCRIMINATORS
 from mmx.nn.dtypes import DTYPES
 from mmx.ops.losses import init_lecam, psnr
 from mmx.pretrained.vgg import abstract_vgg16, keep_vgg, load_vgg
-from mmx.train.sharding import jit_sharded, replicated
+from mmx.train.sharding import jit_sharded, place, replicated
 
 
 class VqganTask:
@@ -124,7 +124,7 @@ class VqganTask:
 
     def load_frozen(self, mesh) -> Any:
         """The perceptual network's weights, if there is one, on every device."""
-        return jax.device_put(self._frozen_host(), replicated(mesh))
+        return place(self._frozen_host(), replicated(mesh))
 
     def _frozen_host(self) -> Any:
         return {"perceptual": self._perceptual}
