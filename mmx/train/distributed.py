@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from mmx.core.errors import UserError
 
 JOIN_SECONDS = 300  # as jax: the hosts of a pod are up at different times
-LOST_SECONDS = 100  # as jax: without a sign of life for so long, a process counts as lost
+LOST_SECONDS = 60  # ours: without a sign of life for so long, a process counts as lost
 EXIT_LOST = 76  # EX_PROTOCOL of sysexits.h, next to 75: start the same command again, everywhere
 _COUNT, _INDEX = ("JAX_NUM_PROCESSES", "NNODES"), ("JAX_PROCESS_ID", "NODE_RANK")
 # Where none of these is set, and no TPU's library is there, there is one process.
@@ -186,7 +186,7 @@ def together():
 
     An error in here is printed on every process, after the number of the one that had it, and all
     end with its exit code: 2 for a UserError, else 1. A process that is killed, or whose host is
-    gone, ends the others with code 76: where computations notice at once, else after 100 seconds.
+    gone, ends the others with code 76: at once if that was process 0, else within a minute.
 
     Raises:
       UserError: the others did not come.
@@ -196,8 +196,14 @@ def together():
         yield
         return
     join(cluster)
+    over = threading.Event()
+    listener = threading.Thread(target=_listen, args=(over,), name="mmx-ending", daemon=True)
+    listener.start()
     try:
         yield
+        import jax
+
+        jax.distributed.shutdown()  # waits for the others
     except UserError as error:
         _fail(2, str(error))
     except KeyboardInterrupt:
@@ -207,14 +213,14 @@ def together():
             _leave(EXIT_LOST, _lost(cluster, _line(error)))
         traceback.print_exc()
         _fail(1, _line(error))
+    # Before the interpreter ends: neither may call into it then.
+    over.set()
+    listener.join()
+    _speak_last(False)
 
 
-def join(cluster: Cluster, seconds: int = JOIN_SECONDS, lost_seconds: int = LOST_SECONDS) -> None:
+def join(cluster: Cluster) -> None:
     """Start ``jax.distributed``; returns when all processes have come.
-
-    Args:
-      seconds: to wait for the others.
-      lost_seconds: without a sign of life from a process, after which the others stop.
 
     Raises:
       UserError: jax refuses. Where the others do not come, jax aborts the process: then it is our
@@ -222,12 +228,11 @@ def join(cluster: Cluster, seconds: int = JOIN_SECONDS, lost_seconds: int = LOST
     """
     global _cluster, _last_words
     import jax
-    from jax._src import distributed
 
-    start = f"process {cluster.index} of {cluster.count}"
     late = (
-        f"{start}: not all have joined {cluster.coordinator} within {seconds} s; start the same "
-        f"command on each, and see that each can reach this address{_megascale_hint()}"
+        f"process {cluster.index} of {cluster.count}: not all have joined {cluster.coordinator} "
+        f"within {JOIN_SECONDS} s; start the same command on each, and see that each can reach "
+        f"this address{_megascale_hint()}"
     )
     _last_words = (EXIT_LOST, f"mmx: error: {late}\n".encode())
     _speak_last()
@@ -238,16 +243,14 @@ def join(cluster: Cluster, seconds: int = JOIN_SECONDS, lost_seconds: int = LOST
             cluster.index,
             local_device_ids=cluster.local_devices,
             cluster_detection_method="deactivate",
-            initialization_timeout=seconds,
-            heartbeat_timeout_seconds=lost_seconds,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=LOST_SECONDS,
         )
     except Exception as error:
         raise UserError(f"{late} ({_line(error)})") from error
     reason = "jax, which says why above, ended this one"
     _last_words = (EXIT_LOST, f"mmx: error: {_lost(cluster, reason)}\n".encode())
     _cluster = cluster
-    client = distributed.global_state.client
-    threading.Thread(target=_listen, args=(client,), name="mmx-ending", daemon=True).start()
 
 
 def barrier(name: str) -> None:
@@ -281,22 +284,24 @@ def first_on_host_0(name: str):
 def _fail(code: int, message: str) -> None:
     """Tell all why this process ends, and end."""
     global _failing
-    from jax._src import distributed
-
-    _failing, client = True, distributed.global_state.client
+    _failing, client = True, _client()
     with contextlib.suppress(Exception):  # another was first: all have its message
         client.key_value_set(_ENDING, json.dumps([code, f"process {index()}: {message}"]))
     print(f"mmx: error: {message}", file=sys.stderr)
     _end(client, code)
 
 
-def _listen(client) -> None:
-    """Wait for another process to say that it ends."""
-    while True:
+def _listen(over: threading.Event) -> None:
+    """Look each second whether another process says that it ends.
+
+    Not by one call that waits for it: a thread in such a call breaks the end of the interpreter.
+    """
+    client = _client()
+    while not over.wait(1.0):
         try:
-            code, message = json.loads(client.blocking_key_value_get(_ENDING, 3_600_000))
+            code, message = json.loads(client.key_value_try_get(_ENDING))
         except Exception as error:
-            if "DEADLINE_EXCEEDED" in str(error):
+            if "NOT_FOUND" in str(error):
                 continue
             return  # all is over
         if not _failing:  # then this thread need not end what ends already
@@ -306,11 +311,14 @@ def _listen(client) -> None:
 
 
 def _end(client, code: int) -> None:
-    """Leave with all others, so that none takes another for lost."""
+    """Leave with all others, so that none takes another for lost.
+
+    One that is lost in truth, and may be the cause, makes jax end this process while it waits.
+    """
     global _last_words
-    _last_words = (code, b"")
     with contextlib.suppress(Exception):  # one that is stuck
-        client.wait_at_barrier(_ENDED, 10_000)
+        client.wait_at_barrier(_ENDED, (LOST_SECONDS + 10) * 1000)
+    _last_words = (code, b"")
     if index() == 0:
         time.sleep(1.0)  # the others need its service as long as they live
     _exit(code)
@@ -347,9 +355,15 @@ def _on_abort(number: int) -> None:
     os._exit(code)
 
 
-def _speak_last() -> None:
+def _speak_last(on: bool = True) -> None:
     """jax aborts a process whose peers are gone, from a thread of its own: Python is not asked, and
     its callback for that cannot be written in Python. So the C library asks us."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p) if on else None)
+
+
+def _client():
+    from jax._src import distributed
+
+    return distributed.global_state.client

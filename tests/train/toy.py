@@ -8,6 +8,7 @@ family alone (a process of its own, to be killed).
 Legend: B batch, D input, F hidden.
 """
 
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -173,7 +174,10 @@ def main() -> int:
     from mmx.cli import main as cli
     from mmx.data import source
     from mmx.models import registry
+    from mmx.train import distributed
 
+    for name in ("JOIN_SECONDS", "LOST_SECONDS"):  # else a test takes as long
+        setattr(distributed, name, int(os.environ.get(f"TOY_{name}", getattr(distributed, name))))
     registry._TASKS = {"toy": (__name__, "ToyTask")}
     source.open_source = open_toy
     return cli.main()
