@@ -3,11 +3,12 @@
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 from mmx.cli import arguments
-from mmx.core import storage
+from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import parse_run
 from mmx.models import registry
@@ -63,7 +64,11 @@ def run(args) -> int:
     start_jax()
     opened = load_run(run_dir.path, step)
     opened.config.data.data_dir = where
-    report = opened.task.report(opened, args.seed)
+    with preemption.watch((signal.SIGTERM,)):
+        try:
+            report = opened.task.report(opened, args.seed)
+        except preemption.Interrupted:
+            raise preemption.Preempted("stopped before the scores were there") from None
     record = {
         "settings": settings,
         "scores": {name: _plain(value) for name, value in report.scores.items()},

@@ -7,7 +7,7 @@ import sys
 import time
 
 from mmx.cli.backend import before_jax
-from mmx.core import storage
+from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 
 _EXAMPLES = """\
@@ -22,7 +22,8 @@ examples:
 
 exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
   2 bad input, nothing was lost;
-  75 training was asked to stop (SIGTERM, Ctrl-C) and has saved: the same command goes on;
+  75 asked to stop (SIGTERM; training Ctrl-C too), what is done is kept: training goes on by the
+  same command;
   76 training on several hosts lost one of them: the same command on all goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except UserError as error:
         return _fail(str(error))
+    except preemption.Preempted as stopped:
+        print(f"mmx: {stopped}", file=sys.stderr)
+        return preemption.EXIT_PREEMPTED
     except BrokenPipeError:
         # The reader of our output went away (`mmx configs | head`); nothing is wrong.
         _drop_output()

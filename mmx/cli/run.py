@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mmx.cli.backend import quiet_logs
+from mmx.core import preemption
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError
@@ -86,12 +87,17 @@ class Run:
     def draw_batches(
         self, prompts, negative, options, seed, first_index=0, batch_size=32
     ) -> Iterator[dict]:
-        """:meth:`draw` in batches of one compiled shape, each as soon as it is done."""
+        """:meth:`draw` in batches of one compiled shape, each as soon as it is done.
+
+        Raises:
+          Interrupted: between two batches, where `mmx.core.preemption` watches.
+        """
         batch = self.task.prompts(prompts, negative, first_index)
         key = jax.device_put(rngs.base_key(seed), replicated(self.mesh))
         sampler = self.task.sampler(self.mesh, options)
         size = min(batch_size, len(prompts))
         for start in range(0, len(prompts), size):
+            preemption.check()
             part = {k: v[start : start + size] for k, v in batch.items()}
             real = len(part["index"])
             part = {k: _pad(v, size) for k, v in part.items()}

@@ -1,10 +1,12 @@
 """Draw pictures from a trained run."""
 
+import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mmx.cli import arguments
 from mmx.core import storage
+from mmx.core import preemption
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
 
@@ -73,20 +75,30 @@ def run(args) -> int:
     }
     progress = Progress(len(texts), "draw")
     images, files = [], []
-    for part in opened.draw_batches(texts, args.negative, options, args.seed):
-        for image in to_uint8(part["image"]):
-            if args.prompts:
-                i = len(files)
-                info = record | {"prompt": texts[i], "index": i}
-                files.append(_save(out / f"{i:05d}.png", image, info))
-            else:
-                images.append(image)
-        progress.update(len(images) + len(files))
+    stopped = False
+    with preemption.watch((signal.SIGTERM,)):
+        try:
+            for part in opened.draw_batches(texts, args.negative, options, args.seed):
+                for image in to_uint8(part["image"]):
+                    if args.prompts:
+                        i = len(files)
+                        info = record | {"prompt": texts[i], "index": i}
+                        files.append(_save(out / f"{i:05d}.png", image, info))
+                    else:
+                        images.append(image)
+                progress.update(len(images) + len(files))
+        except preemption.Interrupted:
+            stopped = True
     progress.close()
+    drawn = len(images) + len(files)
     if args.prompts:
         print(f"{len(files)} pictures in {out}")
-    else:
-        print(_save_grid(out, images, texts, record))
+    elif images:
+        print(_save_grid(out, images, texts[:drawn], record))
+    if stopped:
+        raise preemption.Preempted(
+            f"stopped after {drawn} of {len(texts)} pictures, which are kept"
+        )
     return 0
 
 

@@ -21,6 +21,7 @@ import traceback
 import warnings
 from dataclasses import dataclass
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 
 JOIN_SECONDS = 300  # as jax: the hosts of a pod are up at different times
@@ -211,6 +212,8 @@ def together():
     except Exception as error:
         if any(mark in str(error) for mark in _PEER_GONE):
             _leave(EXIT_LOST, _lost(cluster, _line(error)))
+        if reason := storage.explain(error):
+            _fail(2, f"the bucket cannot be read ({reason})")
         traceback.print_exc()
         _fail(1, _line(error))
     # Before the interpreter ends: neither may call into it then.
