@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from mmx.cli.backend import quiet_logs
-from mmx.core import preemption
+from mmx.core import preemption, tree
 from mmx.core import rng as rngs
-from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
 from mmx.models.registry import make_task

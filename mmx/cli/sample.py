@@ -5,8 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mmx.cli import arguments
-from mmx.core import storage
-from mmx.core import preemption
+from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
 

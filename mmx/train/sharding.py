@@ -1,5 +1,6 @@
 """Mesh, shardings of parameters and optimiser state, one jit that loop and sampler share."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -69,13 +70,23 @@ def place(values: Any, sharding: NamedSharding) -> Any:
 
     def one(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.jit(lambda key: key, out_shardings=sharding)(x)
+            return _copy_to(sharding)(x)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     if sharding.is_fully_addressable:
         return jax.device_put(values, sharding)
     return jax.tree.map(one, values)
+
+
+def whole(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """All of a sharded array, on the host of every process."""
+    return np.asarray(_copy_to(replicated(mesh))(x))
+
+
+@functools.cache
+def _copy_to(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def infer_shardings(boxed_abstract: Any, mesh: Mesh) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
-from mmx.train.sharding import jit_sharded, place, replicated
+from mmx.train.sharding import jit_sharded, place, replicated, whole
 
 D, EXAMPLES = 8, 37
 
@@ -146,8 +146,7 @@ class ToyTask:
     def preview(self, params, extra, frozen, mesh):
         del extra, frozen
         self.events.append("preview")
-        whole = jit_sharded(lambda x: x, mesh, out_shardings=replicated(mesh))
-        picture = np.asarray(whole(params["first"]["kernel"])) * 40 + 128
+        picture = whole(params["first"]["kernel"], mesh) * 40 + 128
         return {"kernel": np.repeat(picture[..., None], 3, -1).clip(0, 255).astype(np.uint8)}
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
 from mmx.data import pipeline
@@ -14,7 +13,7 @@ from mmx.eval.grid import Section
 from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
 from mmx.eval.stats import Score
 from mmx.models.protocols import OpenRun
-from mmx.train.sharding import batch_sharding, jit_sharded, replicated
+from mmx.train.sharding import batch_sharding, whole
 
 _SHOWN, _COLUMNS = 24, 8
 
@@ -52,7 +51,7 @@ class Reconstruction:
         ) as batches:
             for batch in batches:
                 recon, ids = self._reconstruct(params, extra, batch["image"])
-                mask, image = (host(batch[k], self.mesh) for k in ("_mask", "image"))
+                mask, image = (whole(batch[k], self.mesh) for k in ("_mask", "image"))
                 psnr.append(image_scores.psnr(image, np.asarray(recon))[mask])
                 codes.append(np.asarray(ids)[mask])
         use, perplexity = image_scores.codebook_use(
@@ -67,11 +66,6 @@ class Reconstruction:
     def _plain(self, example, rng):
         del rng
         return {"image": fit(example["image"], self.task.config.data.image_size)}
-
-
-def host(x: jax.Array, mesh) -> np.ndarray:
-    """The whole of a sharded array on every host."""
-    return np.asarray(jit_sharded(lambda x: x, mesh, out_shardings=replicated(mesh))(x))
 
 
 def report(task, run: OpenRun, seed: int) -> Report:
