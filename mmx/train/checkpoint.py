@@ -270,8 +270,6 @@ class Checkpoints:
 
 def _may_pass(error: Exception) -> bool:
     """May saving again help? Of many hosts, one cannot know whether the others failed, too."""
-    if distributed.is_many():  # the others know of no error, and would not try again with this one
-        return False
     return jax.process_count() == 1 and storage.is_transient(error)
 
 
