@@ -6,7 +6,9 @@
 #
 # --name=NAME --project=ID --zone=ZONE --accelerator-type=TYPE --runtime-version=VERSION
 #                       also from MMX_TPU_NAME, MMX_TPU_PROJECT, ... or the lines `project = my-project`
-#                       of ~/.config/mmx/tpu.conf (MMX_TPU_CONFIG names another file)
+#                       of ~/.config/mmx/tpu.conf (MMX_TPU_CONFIG names another file); versions:
+#                       v4 tpu-ubuntu2204-base, v5e (v5litepod-N) v2-alpha-tpuv5-lite,
+#                       v5p v2-alpha-tpuv5, v6e v2-alpha-tpuv6e
 # --spot | --reserved   cheaper and may be taken away | of your reservation; else on demand
 # --slices=N            several slices of that type, joined by the data centre's network (default 1)
 # --valid-until=6h      give the request up when it was not served by then

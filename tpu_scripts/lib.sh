@@ -118,6 +118,7 @@ check_name() { check name "$name" '[a-z]([a-z0-9-]{0,55}[a-z0-9])?' my-tpu; }
 check_place() {
     check project "$project" '[a-z][a-z0-9.:-]{4,60}[a-z0-9]' my-project
     check zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' us-central2-b
+    [[ $dry_run ]] || command -v gcloud >/dev/null || refuse "no gcloud here: install the Google Cloud CLI"
 }
 check_run() { [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$ ]] ||
     refuse "--$1=$(quoted "$2"): letters, digits, dot, dash, underscore; such as muse-1"; }

@@ -7,9 +7,9 @@
 # --topology=v5e:16x16      instead of a type: another shape
 # --config=FILE:ARGS        as in `mmx train`
 # --dry-run                 print the command and do not run it
-# -- ARG...                 more of `mmx preflight`: --sample, --json FILE, --config.batch_size=512
+# -- ARG...                 more of `mmx preflight`: --sample, --json FILE, --config.mesh.slice=2 (slices)
 #
-# Needs `pip install mmx[preflight]`. One slice is compiled. Ends with 1 when it does not fit.
+# Needs `pip install mmx[preflight]`. Ends with 1 when it does not fit.
 source "$(dirname "$0")/lib.sh"
 
 topology='' config=''

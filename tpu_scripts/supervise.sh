@@ -33,7 +33,7 @@ done
 
 # --- what to do ----------------------------------------------------------------------------------
 
-make() { # the spec that create.sh recorded; $1 is how long to wait
+make() { # ask for the spec that create.sh recorded, and do not wait
     local field value flags=() extra=()
     for field in accelerator-type runtime-version slices valid-until; do
         value=$(recorded "$field")
@@ -42,7 +42,7 @@ make() { # the spec that create.sh recorded; $1 is how long to wait
     value=$(recorded tier)
     [[ ${value:-on-demand} == on-demand ]] || flags+=("--$value")
     [[ -z $(recorded extra) ]] || mapfile -t extra < <(recorded extra)
-    again create "${flags[@]}" "--timeout=$1" -- "${extra[@]}"
+    again create "${flags[@]}" --timeout=0 -- "${extra[@]}"
 }
 
 start() { # the same commit, the same data, the same run
@@ -111,30 +111,29 @@ judge() {
     local first hows
     first=$(first_failed <<<"$1")
     hows=" $(cut -d ' ' -f 3,4 <<<"$1" | tr '\n ' ' _') "
-    case $hows in
-        *' stopped_'*) now=STOPPED why='somebody ran stop.sh' ;;
-        *) if [[ $first =~ ' exited '[12]' ' ]]; then
-            now=FAILED why="$first: 1 is a failed training, 2 bad input; not started again"
-        elif [[ $first ]]; then
-            now=CRASHED why="first failed: $first"
-        elif [[ ! $hows =~ ' '(running|exited) ]]; then
-            now=ACTIVE why='the machines are there, without the run'
-        elif [[ $hows =~ ' '(none|unsynced) ]]; then
-            now=CRASHED why='a worker lacks the run, and all others wait for it'
-        elif [[ $hows == *' running '* ]]; then
-            now=RUNNING why="$(wc -l <<<"$1") workers"
-        elif [[ $hows == *' exited_75 '* ]]; then
-            now=SAVED why='mmx was asked to stop, and saved'
-        else
-            now=DONE why='every worker ended with 0'
-        fi ;;
-    esac
+    if [[ $hows == *' stopped_'* ]]; then
+        now=STOPPED why='somebody ran stop.sh'
+    elif [[ $first =~ ' exited '[12]' ' ]]; then
+        now=FAILED why="$first: 1 is a failed training, 2 bad input; not started again"
+    elif [[ $first ]]; then
+        now=CRASHED why="first failed: $first"
+    elif [[ ! $hows =~ ' '(running|exited) ]]; then
+        now=ACTIVE why='the machines are there, without the run'
+    elif [[ $hows =~ ' '(none|unsynced) ]]; then
+        now=CRASHED why='a worker lacks the run, and all others wait for it'
+    elif [[ $hows == *' running '* ]]; then
+        now=RUNNING why="$(wc -l <<<"$1") workers"
+    elif [[ $hows == *' exited_75 '* ]]; then
+        now=SAVED why='mmx was asked to stop, and saved'
+    else
+        now=DONE why='every worker ended with 0'
+    fi
 }
 
 # --- the loop ------------------------------------------------------------------------------------
 
 if [[ $dry_run ]]; then
-    make 0
+    make
     start
     exit
 fi
@@ -169,9 +168,9 @@ while :; do
             [[ -z $broken ]] || spend crashes "$broken"
             broken=''
             if [[ $now == NONE ]]; then
-                make 0 || broken='the request failed'
+                make || broken='the request failed'
             else
-                { make 0 && start; } || broken='the run did not start'
+                { make && start; } || broken='the run did not start'
             fi
             [[ -z $broken ]] || sleep "$poll"
             ;;

@@ -1,6 +1,7 @@
 """Every script says what it would run, and runs nothing; no name gets past its quotes."""
 
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_preflight_compiles_for_the_shape_that_is_rented(cloud):
             "preflight", "--dry-run", "--config=c", f"--accelerator-type={kind}"
         ).stdout
         assert said == f"mmx preflight --config c --topology {shape}\n"
+
+
+def test_a_missing_tool_is_named(cloud):
+    for tool in ("bash", "mktemp", "rm", "dirname", "sed"):
+        (cloud.home / tool).symlink_to(shutil.which(tool))
+    env = {"PATH": str(cloud.home)}
+    assert "no gcloud here" in cloud.run("status", code=2, **env).stderr
+    assert (
+        "no mmx here"
+        in cloud.run("preflight", "--topology=v5e:4x4", "--config=c", code=2, **env).stderr
+    )
 
 
 def test_preflight_and_xpk_and_profile_run_what_they_print(cloud):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,3 +283,26 @@ def test_what_was_never_synced_says_so(cloud):
         "my-tpu w-1 unsynced",
     ]
     assert "sync.sh and setup.sh first" in launch(cloud, code=1).stderr
+
+
+def test_a_supervised_run_saves_crashes_and_ends(pod):
+    """Nothing is scripted but mmx: it saves at its first start, one dies at the second."""
+    behave(pod, *2 * ["""
+        n=$(cat ~/starts 2>/dev/null) && n=$((n + 1)) || n=1
+        echo $n >~/starts
+        case $n$HOSTNAME in
+            1*) exit 75 ;;
+            2*-0) trap 'exit 75' TERM; while :; do sleep 0.05; done ;;
+            2*-1) exit 139 ;;
+        esac
+    """])  # fmt: skip
+    pod.tool("sleep", f"#!/bin/sh\nexec {shutil.which('sleep')} 0.2\n")
+    said = pod.run("supervise", "--run=muse-1", "--", *ASKED, "it's; $(x)").stdout.splitlines()
+    states = [line.split(" ", 1)[1] for line in said if "RUNNING" not in line]
+    assert [s.partition(":")[0] for s in states] == [
+        "ACTIVE", "SAVED", "preemptions 1 of 50", "CRASHED", "crashes 1 of 3", "DONE", "DONE"
+    ]  # fmt: skip
+    assert "first failed: my-tpu w-1 exited 139" in states[4]
+    for i in (0, 1):
+        calls = (pod.worker("my-tpu", i) / "mmx-calls").read_text().splitlines()
+        assert list(map(json.loads, calls)) == 3 * [["train", *ASKED, "it's; $(x)"]]
