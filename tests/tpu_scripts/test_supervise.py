@@ -12,9 +12,11 @@ FRESH = ["unsynced"]  # of both workers
 SETUP = [["installed commit=abc jax=0.12 packages=1"]]
 
 
-def supervise(cloud, *args, reports, code=0, plan=(), created=("ACTIVE",), **answers):
+def supervise(cloud, *args, reports, code=0, plan=(), created=("ACTIVE",), commit=None, **answers):
     """Create the TPU, then supervise -> the states it went through, without their times."""
     cloud.create("--spot", "--timeout=0", plan=created)
+    if commit:  # what sync.sh brought before
+        (cloud.record() / "commit").write_text(f"{commit}\n")
     cloud.set(plan=[list(p) for p in plan])
     cloud.set(answers={"report": reports, "setup": SETUP, **answers})
     done = cloud.run("supervise", *args, *ARGS, code=code)
@@ -43,12 +45,16 @@ def test_from_nothing_to_done(cloud):
     assert cloud.calls("queued-resources", "delete") == []
 
 
-def test_preempted_capacity_is_deleted_and_made_anew_with_the_same_spec(cloud):
+def test_preempted_capacity_is_deleted_and_made_anew_with_the_same_spec(cloud, source):
     # The state of the node tells it before that of the request.
     first = ["ACTIVE"] * 5 + ["ACTIVE:PREEMPTED"]
     second = ["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED"]
     reports = [FRESH, ["running"], FRESH, ["running"], FRESH, ["exited 0 9"]]
-    said = supervise(cloud, created=first, plan=[second, ["ACTIVE"]], reports=reports)
+    command = ["git", "-C", source, "rev-parse", "HEAD~1"]
+    commit = subprocess.check_output(command, text=True).strip()
+    said = supervise(
+        cloud, created=first, plan=[second, ["ACTIVE"]], reports=reports, commit=commit
+    )
     assert names(said).count("PREEMPTED") == 2 and names(said)[-1] == "DONE"
     assert [s for s in said if s.startswith("preemptions")] == [
         "preemptions 1 of 50: node my-tpu is PREEMPTED",
@@ -62,9 +68,9 @@ def test_preempted_capacity_is_deleted_and_made_anew_with_the_same_spec(cloud):
         [w for w in c if "mmx_token" not in w] for c in cloud.calls("queued-resources", "create")
     ]
     assert specs[0] == specs[1] == specs[2] and "--spot" in specs[0]
-    # Each start brings the commit of the first one, and the words of the user.
+    # Each start brings the commit that was there, not today's, and the words of the user.
     copied = {c[2] for c in cloud.calls("tpu-vm", "scp")}
-    assert len(copied) == 1 and (cloud.record() / "commit").read_text().strip() in copied.pop()
+    assert copied == {str(cloud.record() / f"mmx-{commit}.tar.gz")}
     launches = [s for s in started(cloud) if s.startswith("launch")]
     assert len(launches) >= 2 and len(set(launches)) == 1
 
