@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmx.core import tree
 from mmx.core.errors import UserError
-from mmx.core.partition import MESH_AXES, RULES, spec_for
+from mmx.core.partition import MESH_AXES, RULES, ShardingError, spec_for
 
 
 def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
@@ -114,31 +114,46 @@ def _is_box(leaf) -> bool:
 
 def infer_optimizer_shardings(opt_abstract: Any, params_abstract: Any, shardings: Any) -> Any:
     """Optimiser state sharded by shape: a moment as its parameter, a factored row or column as its
-    parameter less the dimension that it lost, anything else whole on each device."""
+    parameter less the dimension that it lost, single numbers whole on each device.
+
+    Raises:
+      ShardingError: a state of another shape, which would lie whole on each device in silence.
+    """
     params, specs = tree.flatten(params_abstract), tree.flatten(shardings)
     mesh = next(iter(specs.values())).mesh
 
     def one(path, leaf):
+        if leaf.size == 1:  # a count, or the place of a moment that is not kept
+            return replicated(mesh)
         owner = max(
             (p for p in params if path == p or path.endswith("/" + p)), key=len, default=None
         )
-        if owner is None:
-            return replicated(mesh)
-        shape, spec = params[owner].shape, list(specs[owner].spec)
+        shape = params[owner].shape if owner else ()
+        spec = list(specs[owner].spec) if owner else []
         spec += [None] * (len(shape) - len(spec))
         if leaf.shape == shape:
             return NamedSharding(mesh, PartitionSpec(*spec))
-        # From the last dimension on, as optax's factoring drops one of the two largest.
-        for lost in reversed(range(len(shape))):
-            if leaf.shape == shape[:lost] + shape[lost + 1 :]:
-                return NamedSharding(mesh, PartitionSpec(*spec[:lost], *spec[lost + 1 :]))
-        return replicated(mesh)
+        lost = _lost_dimension(path.removesuffix(owner or ""), shape)
+        if lost is None or leaf.shape != shape[:lost] + shape[lost + 1 :]:
+            raise ShardingError(
+                f"optimiser state {path} {leaf.shape}: of no parameter's shape ({owner} {shape}), "
+                "so no rule shards it"
+            )
+        return NamedSharding(mesh, PartitionSpec(*spec[:lost], *spec[lost + 1 :]))
 
     return tree.map_with_path(one, opt_abstract)
 
 
+def _lost_dimension(path: str, shape: tuple[int, ...]) -> int | None:
+    """Which dimension optax's factored second moment sums away: a row's the largest, a column's the
+    next (arXiv 1804.04235 sec. 3). By name, as the two of a square matrix have one shape."""
+    kinds = {"v_row": -1, "v_col": -2}
+    kind = next((part for part in reversed(path.split("/")) if part in kinds), None)
+    return None if kind is None else int(np.argsort(shape)[kinds[kind]])
+
+
 def report_shardings(boxed_abstract: Any, shardings: Any) -> str:
-    """A table: parameter, shape, spec, bytes on each device."""
+    """A table: parameter, shape, spec, bytes on each device; then what is replicated on purpose."""
     rows = [("parameter", "shape", "spec", "MiB/device")]
     total = 0
     flat = tree.flatten(nn.unbox(boxed_abstract))
@@ -150,7 +165,17 @@ def report_shardings(boxed_abstract: Any, shardings: Any) -> str:
         rows.append((path, "x".join(map(str, leaf.shape)), spec, f"{size / 2**20:.3f}"))
     rows.append(("total", f"{tree.num_params(flat):,} parameters", "", f"{total / 2**20:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(
+        [*lines, f"replicated by rule: {', '.join(_replicated_names(boxed_abstract))}"]
+    )
+
+
+def _replicated_names(boxed_abstract: Any) -> list[str]:
+    """The logical axes of these parameters that a rule leaves whole on each device."""
+    boxes = jax.tree.leaves(boxed_abstract, is_leaf=_is_box)
+    names = {name for box in boxes for name in getattr(box, "names", ()) if name}
+    return sorted(name for name in names if RULES[name] is None) or ["nothing"]
 
 
 def jit_sharded(fn, mesh: Mesh, *, out_shardings=None, donate=()):

@@ -1,7 +1,6 @@
 """Shardings: optimiser state by shape, the table of a real model, equal losses on any mesh."""
 
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmx.core.partition import MESH_AXES, ShardingError
 from mmx.core.run_dir import RunDir, open_or_create
-from mmx.train import loop, optim, sharding
+from mmx.train import loop, optim, plan, sharding
 from mmx.train.state import state_shardings
 
 
@@ -81,6 +80,29 @@ def test_rows_and_columns_lie_where_their_dimension_lies():
     assert got["ema['w']"] == [PartitionSpec("fsdp", "tensor")]
 
 
+def test_rows_and_columns_of_a_square_are_told_apart():
+    """Both are [256] or [4, 256]: their shape alone does not say which dimension is left."""
+    got = optimizer_shardings(
+        "adafactor",
+        {"q": (256, 256), "stacked": (4, 256, 256)},
+        {"q": ("fsdp", "tensor"), "stacked": (None, "fsdp", "tensor")},
+    )
+    assert got["v_row['q']"] == [PartitionSpec("fsdp")]
+    assert got["v_col['q']"] == [PartitionSpec("tensor")]
+    assert got["v_row['stacked']"] == [PartitionSpec(None, "fsdp")]
+    assert got["v_col['stacked']"] == [PartitionSpec(None, "tensor")]
+
+
+def test_a_state_of_an_unknown_shape_is_refused():
+    """Else it would lie whole on each device, and nobody would know why memory is short."""
+    mesh = mesh_of(1, 2, 2, 2)
+    params = {"w": jax.ShapeDtypeStruct((8, 6), np.float32)}
+    shardings = {"w": NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))}
+    state = {"history": {"w": jax.ShapeDtypeStruct((5, 8, 6), np.float32)}}
+    with pytest.raises(ShardingError, match=r"history/w \(5, 8, 6\): of no parameter's shape"):
+        sharding.infer_optimizer_shardings(state, params, shardings)
+
+
 def test_a_parameter_that_no_rule_fits_is_refused_before_anything_runs(toy_config):
     def shard(task):
         labels = task.param_labels(jax.eval_shape(task.init, jax.random.key(0))[0])
@@ -105,23 +127,33 @@ def test_a_parameter_that_no_rule_fits_is_refused_before_anything_runs(toy_confi
         shard(Unnamed(toy_config()))
 
 
-def test_the_table_of_muse_is_the_golden_one(muse_run):
-    """Each parameter of muse/openmoji32:tiny, its layout on 1x2x2x2 and its bytes a device."""
+FLAGSHIPS = ["muse/base_3b", "muse/base_632m", "vqgan/muse256", "vqgan/muse512"]
+FLAGSHIPS += ["muse/openmoji32:tiny"]
+
+
+@pytest.mark.parametrize("name", FLAGSHIPS)
+def test_the_table_of_a_config_is_the_golden_one(name, tmp_path):
+    """Each parameter, its layout on 1x2x2x2 and its bytes a device; no data, no weights."""
+    from mmx.core.config import load_config
     from mmx.models.registry import make_task
 
-    run = RunDir(muse_run)
-    task = make_task(run.config(), run)
-    labels = task.param_labels(jax.eval_shape(task.init, jax.random.key(0))[0])
-    tx, _ = optim.make_optimizer(task.config, labels)
-    _, shardings, table = state_shardings(task, tx, mesh_of(1, 2, 2, 2), averages=False)
-    golden = HERE / "golden" / "muse_tiny_1x2x2x2.txt"
+    task = make_task(load_config(name), None, abstract=True)
+    laid_out = plan.plan_training(task, task.config, mesh_of(1, 2, 2, 2))
+    golden = HERE / "golden" / (name.replace("/", "-").replace(":", "-") + "-1x2x2x2.txt")
     want = golden.read_text() if golden.is_file() else ""
-    fresh = Path(muse_run).parent / golden.name
-    fresh.write_text(table + "\n")
-    assert table + "\n" == want, f"the layout changed; when that is meant: cp {fresh} {golden}"
-    moments = [s for s in jax.tree.leaves(shardings.opt_state) if s.spec != PartitionSpec()]
-    sharded = [s for s in jax.tree.leaves(shardings.params) if any(s.spec)]
-    assert len(moments) >= 2 * len(sharded) > 0
+    fresh = tmp_path / golden.name
+    fresh.write_text(laid_out.table + "\n")
+    assert laid_out.table + "\n" == want, f"changed; when that is meant: cp {fresh} {golden}"
+    # Of each large parameter, and so of its moments, no device holds the whole.
+    for part in (laid_out.shardings.params, laid_out.shardings.opt_state):
+        of = (
+            laid_out.abstract.params
+            if part is laid_out.shardings.params
+            else (laid_out.abstract.opt_state)
+        )
+        for leaf, one in zip(jax.tree.leaves(of), jax.tree.leaves(part), strict=True):
+            large = leaf.ndim >= 2 and min(leaf.shape[-2:]) >= 128
+            assert not large or any(one.spec), (leaf, one)
 
 
 class Positions(toy.ToyTask):
@@ -176,28 +208,29 @@ def test_a_run_moves_to_another_mesh(toy_config, train_toy, tmp_path, monkeypatc
     np.testing.assert_allclose(list(moved.values()), list(stayed.values()), rtol=2e-5)
 
 
-def test_muse_and_its_tokenizer_agree_on_two_meshes(data_dir, vqgan_run, tmp_path, monkeypatch):
-    """Five steps of the shipped tiny configs; the same rows and masks, to 1e-4 in float32."""
+def test_muse_and_its_tokenizer_agree_on_every_mesh(data_dir, vqgan_run, tmp_path, monkeypatch):
+    """Three steps of the shipped tiny configs; the same rows and masks, to 1e-4 in float32."""
     from mmx.core.config import load_config
     from mmx.models.registry import make_task
 
     for name, codec in (("vqgan", None), ("muse", vqgan_run)):
         found = []
-        for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)):
+        meshes = MESHES[:3] if codec else MESHES[2:3]
+        for sizes in (*meshes, (1, 1, 1, 1)):
             config = load_config(f"{name}/openmoji32:tiny")
             with config.unlocked():
-                config.steps, config.log_every, config.batch_size = 5, 1, 8
+                config.steps, config.log_every, config.batch_size = 3, 1, 8
                 config.eval_every = config.preview_every = config.save_every = 99
                 config.data.data_dir = str(data_dir)
                 config.eval.examples = 8
                 if codec:
                     config.codec.run = str(codec)
             on_mesh(monkeypatch, *sizes)
-            run = open_or_create(tmp_path / f"{name}{sizes[1]}", config)
+            run = open_or_create(tmp_path / f"{name}{sizes}".replace(" ", ""), config)
             loop.train(make_task(config, run), config, run)
             found.append(training(read_scalars(run.path)))
-        a, b = found
-        for tag in ("loss/total", "grad_norm/main"):
-            np.testing.assert_allclose(
-                list(a[tag].values()), list(b[tag].values()), rtol=1e-4, err_msg=f"{name} {tag}"
-            )
+        *others, one_device = found
+        for other, sizes in zip(others, meshes, strict=True):
+            for tag in ("loss/total", "grad_norm/main"):
+                a, b = (list(scalars[tag].values()) for scalars in (other, one_device))
+                np.testing.assert_allclose(a, b, rtol=1e-4, err_msg=f"{name} {tag} {sizes}")
