@@ -1,6 +1,7 @@
 """What the verbs share: checks of arguments that need neither jax nor a model."""
 
 import argparse
+import json
 import math
 import os
 import re
@@ -81,3 +82,19 @@ def check_writable(flag: str, folder: os.PathLike) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(f"{flag}: cannot write in {there} ({error.strerror})") from error
+
+
+def write_json(flag: str, where: str, value) -> None:
+    """A value as JSON into the file that a flag names, or to stdout where that is "-".
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = json.dumps(value, indent=2)
+    if where == "-":
+        print(text)
+        return
+    try:
+        Path(where).write_text(text + "\n")
+    except OSError as error:
+        raise UserError(f"{flag}={where}: not written ({error.strerror})") from error

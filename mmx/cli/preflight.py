@@ -1,25 +1,27 @@
 """Compile a config for devices that are not here: does it fit, and how fast can it be at most?"""
 
 import contextlib
-import json
 import sys
 import threading
 import time
 from pathlib import Path
 
+from mmx.cli import arguments
 from mmx.core import config as configs
-from mmx.core.errors import UserError
 
 HELP = "compile a config for a TPU slice that is not here"
 EXAMPLES = """\
 examples:
   mmx preflight --config muse/base_3b --topology v5e:16x16
   mmx preflight --config muse/base_632m --topology v5e:4x4 --config.batch_size=256 --sample
+  mmx preflight --config muse/base_3b --topology v5e:16x16 --search --budget 120
   mmx preflight --config muse/openmoji32:tiny --topology cpu:8 --json report.json
 
 Needs no TPU, no data and no weights; for a TPU, the compiler: pip install 'mmx[preflight]'.
 SHAPE is of one slice, v4, v5e, v5p or v6e; --config.mesh.slice=2 compiles for two of them.
-Compute and MFU are bounds: collectives that overlap nothing come on top.
+Compute and MFU are bounds: collectives that overlap nothing come on top. --search compiles meshes,
+remat policies and microbatches, what may be best first, and prints those that fit; what it found is
+kept, so the same search again goes on.
 Exit codes: 0 it fits, 1 it does not (and what takes the memory), 2 bad input.
 """
 
@@ -32,6 +34,13 @@ def add_arguments(parser):
         "--topology", required=True, metavar="KIND:SHAPE", help="v5e:16x16, v5p:4x4x4, cpu:8, gpu"
     )
     parser.add_argument("--sample", action="store_true", help="the sampler too")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat policies and microbatches"
+    )
+    parser.add_argument(
+        "--budget", type=arguments.scale, default=60.0, metavar="MINUTES",
+        help="of --search (default 60)",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="the reports, - for stdout")
 
 
@@ -43,6 +52,8 @@ def run(args) -> int:
     config = resolve(args.config, args.overrides)
     configs.check_numbers(config)
     registry.check_family(config)
+    if args.json not in (None, "-"):
+        arguments.check_writable(f"--json={args.json}", Path(args.json).parent)
     where = topology.parse_topology(args.topology)
     topology.before_jax(where)
 
@@ -51,6 +62,10 @@ def run(args) -> int:
 
     start_jax()
     task = registry.make_task(config, None, abstract=True)
+    if args.search:
+        from mmx.cli.preflight_search import search
+
+        return search(args, config, task, where)
     programs = [preflight.preflight_step]
     if args.sample:
         task.options()  # a family that cannot sample says so before minutes of compiling
@@ -59,21 +74,12 @@ def run(args) -> int:
     for program in programs:
         with waiting(f"compiling {args.config} for {args.topology}"):
             reports.append(program(task, config, where))
-    if args.json == "-":
-        print(json.dumps([report.to_json() for report in reports], indent=2))
-    else:
+    if args.json != "-":
         for report in reports:
             print(preflight.to_text(report))
-        if args.json:
-            _write(Path(args.json), reports)
+    if args.json:
+        arguments.write_json("--json", args.json, [report.to_json() for report in reports])
     return 1 if any(report.fits is False for report in reports) else 0
-
-
-def _write(file: Path, reports) -> None:
-    try:
-        file.write_text(json.dumps([report.to_json() for report in reports], indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--json={file}: not written ({error.strerror})") from error
 
 
 @contextlib.contextmanager
