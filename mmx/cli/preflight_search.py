@@ -133,4 +133,3 @@ def _table(found: list) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
     best = min(found, key=by_speed)[0]
     return "\n".join(["mesh: data x fsdp x tensor", *lines, "best: " + " ".join(best.overrides)])
-

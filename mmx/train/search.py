@@ -32,7 +32,9 @@ class Candidate:
     @property
     def overrides(self) -> list[str]:
         """The flags that set it."""
-        flags = [f"--config.mesh.{axis}={getattr(self, axis)}" for axis in ("data", "fsdp", "tensor")]
+        flags = [
+            f"--config.mesh.{axis}={getattr(self, axis)}" for axis in ("data", "fsdp", "tensor")
+        ]
         if self.remat is not None:
             flags.append(f"--config.model.remat={self.remat}")
         return [*flags, f"--config.optim.accum={self.accum}"]
@@ -74,6 +76,4 @@ def rules_out(tried: Candidate, fits: bool, other: Candidate) -> bool:
     same = (tried.data, tried.fsdp, tried.tensor) == (other.data, other.fsdp, other.tensor)
     saves = _REMAT.index(other.remat or "none") - _REMAT.index(tried.remat or "none")
     divides = other.accum - tried.accum
-    return same and (
-        (saves >= 0 and divides >= 0) if fits else (saves <= 0 and divides <= 0)
-    )
+    return same and ((saves >= 0 and divides >= 0) if fits else (saves <= 0 and divides <= 0))

@@ -46,7 +46,7 @@ def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
     types = (AxisType.Auto,) * len(sizes)
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
-            (1, *sizes[1:]), (slices, 1, 1, 1), devices=devices
+            (1, *sizes[1:]), (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
         )
         return Mesh(grid, MESH_AXES, axis_types=types)
     return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
