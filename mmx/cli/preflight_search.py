@@ -117,16 +117,16 @@ def _table(found: list) -> str:
     rows = [("mesh", "remat", "accum", "GiB/device", "compute s", "MFU ceiling", "moved GB")]
     by_speed = lambda pair: pair[1]["compute_seconds"] or 0.0
     for candidate, report in sorted(found, key=by_speed):
-        moved = sum(of["gb"] for of in report["collectives"].values())
+        moved = sum(of["bytes"] for of in report["collectives"].values())
         rows.append(
             (
                 f"{candidate.data}x{candidate.fsdp}x{candidate.tensor}",
                 candidate.remat or "-",
                 str(candidate.accum),
-                f"{report['hbm_gib']['total']:.2f}",
+                f"{report['memory']['total'] / 2**30:.2f}",
                 f"{report['compute_seconds']:.3f}" if report["compute_seconds"] else "-",
                 f"{report['mfu_ceiling']:.1%}" if report["mfu_ceiling"] else "-",
-                f"{moved:.2f}",
+                f"{moved / 1e9:.2f}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

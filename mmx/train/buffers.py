@@ -10,8 +10,10 @@ from pathlib import Path
 from mmx.train import hlo
 
 DUMP_OPTIONS = {"xla_dump_hlo_as_text": True}
-_PEAK = re.compile(r"Live ranges at \d+ \(peak\):")
-_LIVE = re.compile(r"\s+([\w.\-]+)(\{[\d,]*\}): (\d+) bytes \(cumulative: (\d+) bytes\)")
+_TOTAL = re.compile(r"Memory Space: default \(color=0\)\s+Total bytes: (\d+)")
+_PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n")
+_LIVE = re.compile(r"\s+([\w.\-]+\{[\d,]*\}): \d+ bytes \(cumulative: \d+ bytes\)")
+_VALUE = re.compile(r" value: <\d+ (\S+)(?: \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (.*)")
 
 
 @dataclass(frozen=True)
@@ -30,42 +32,61 @@ class Buffer:
 
 
 def read_peak(folder: Path) -> tuple[int, list[Buffer]]:
-    """(bytes that live at the peak, the buffers that do, the largest first).
+    """(bytes of a device's main memory that the program takes, what lives at its peak there).
+
+    The bytes are those that the compiler holds against what a chip has: arguments and heap, after
+    buffers that never live together were given one place. (``memory_analysis`` says more: its
+    temporaries are not packed.)
 
     Args:
       folder: that ``xla_dump_to`` named while the program was compiled.
 
+    Returns:
+      The buffers are in falling order of size; each place in memory once.
+
     Raises:
-      ValueError: no live ranges there: XLA writes them in another way, or did not get so far.
+      ValueError: no such report there: XLA writes it in another way, or did not get so far.
     """
-    # Several when jax compiled helpers too: ours is the largest.
-    reports = sorted(folder.glob("*live-range.txt"), key=lambda path: path.stat().st_size)
-    if not reports:
-        raise ValueError(f"{folder}: no live ranges")
-    report = reports[-1].read_text()
-    start = _PEAK.search(report)
-    if start is None:
-        raise ValueError(f"{reports[-1]}: no peak in it")
-    live, total = [], 0
-    for line in report[start.end() :].strip("\n").splitlines():
-        found = _LIVE.fullmatch(line)
-        if not found:
-            break
-        live.append((found[1], found[2], int(found[3])))
-        total = int(found[4])
-    program = reports[-1].with_name(reports[-1].name.replace("-live-range", ""))
-    computations, _ = hlo.parse(program.read_text())
+    total = _TOTAL.search(_read(folder, "memory-usage-report"))
+    live = _PEAK.split(_read(folder, "live-range"))
+    if total is None or len(live) < 2:
+        raise ValueError(f"{folder}: XLA reported no memory")
+    placed = _placed(_read(folder, "buffer-assignment"))
+    computations, _ = hlo.parse(_read(folder, "after_optimizations", end=""))
     known = {one.name: one for body in computations.values() for one in body}
-    buffers = []
-    for name, index, size in live:
-        one = known.get(name)
-        shape = one.shape if one else ""
-        for at in filter(None, index.strip("{}").split(",")):
-            parts = hlo.parts(shape)
-            shape = parts[int(at)] if int(at) < len(parts) else ""
-        shape = re.sub(r"\{[^}]*\}", "", shape).strip()
-        buffers.append(Buffer(size, shape, module_of(_maker(known, one))))
-    return total, sorted(buffers, key=lambda buffer: -buffer.bytes)
+    found = {}
+    for line in live[1].splitlines():
+        name = _LIVE.fullmatch(line)
+        if name is None:
+            break
+        place, size, shape = placed.get(name[1].removesuffix("{}"), (None, 0, ""))
+        if place is None:  # in a chip's fast memory
+            continue
+        made = module_of(_maker(known, known.get(name[1].partition("{")[0])))
+        if place not in found or (made and not found[place].module):
+            found[place] = Buffer(size, re.sub(r"\{[^}]*\}", "", shape), made)
+    return int(total[1]), sorted(found.values(), key=lambda buffer: -buffer.bytes)
+
+
+def _read(folder: Path, what: str, end: str = "-") -> str:
+    """The text of a report; of the largest program, as jax compiles small helpers too."""
+    paths = [p for p in folder.glob(f"*{what}.txt") if not end or f"optimizations{end}" in p.name]
+    if not paths:
+        raise ValueError(f"{folder}: XLA wrote no {what}")
+    return max(paths, key=lambda path: path.stat().st_size).read_text()
+
+
+def _placed(report: str) -> dict[str, tuple[tuple[str, str], int, str]]:
+    """value -> ((allocation, offset), bytes, shape) of all that lies in main memory."""
+    out, allocation = {}, ""
+    for line in report.splitlines():
+        if line.startswith("allocation"):
+            allocation = line.split(":")[0]
+        elif found := _VALUE.match(line):
+            name, color, size, offset, shape = found.groups()
+            if color == "0":
+                out[name.removesuffix("{}")] = ((allocation, offset), int(size), shape)
+    return out
 
 
 def _maker(known: dict[str, hlo.Instruction], one: hlo.Instruction | None) -> str:

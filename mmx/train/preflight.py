@@ -4,6 +4,7 @@ Nothing is run and nothing is read: no data, no weights. What XLA estimates badl
 seconds and FLOPs count a loop once (see :mod:`mmx.train.hlo`).
 """
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
 from mmx.core import rng
@@ -36,16 +38,16 @@ class Report:
       program: "train step" or "sampler".
       topology, devices, mesh: what it was compiled for.
       fits: it compiled; None says nothing where the memory of a device is not known.
-      hbm_gib: {"arguments", "temporary", "program", "total"}, by the compiler's accounting; of a
-        program that does not fit, {"total"} alone: what lives at its peak.
-      limit_gib: what a program may use; None where it is not known.
+      memory: bytes, {"total"}: arguments and heap, as the compiler holds them against the limit. Of
+        a program that compiled also its parts {"arguments", "temporary"}, and its code {"program"}.
+      memory_limit: bytes that a program may use; None where it is not known.
       largest: buffers that live at the peak, the largest first.
       model_flops: of a whole step on all devices.
       compute_seconds: scheduled cycles over the clock; None but for a TPU. A step takes longer:
         collectives that overlap nothing, and waiting for memory, come on top.
       kernel_seconds: the part of it that is estimated: Pallas kernels at ``KERNEL_EFFICIENCY``.
       mfu_ceiling: model FLOPs over what the peak gives in ``compute_seconds``.
-      collectives: kind -> {"count", "gb", "overlapped_gb"} a step, on one device.
+      collectives: kind -> {"count", "bytes", "overlapped_bytes"} a step, on one device.
       compile_seconds: of the compiler.
       options: of the compiler.
     """
@@ -55,8 +57,8 @@ class Report:
     devices: int
     mesh: dict[str, int]
     fits: bool | None
-    hbm_gib: dict[str, float]
-    limit_gib: float | None
+    memory: dict[str, int]
+    memory_limit: int | None
     largest: list[buffers.Buffer]
     model_flops: float
     compute_seconds: float | None
@@ -147,22 +149,27 @@ def compile_report(
     options = compiler.options_for(topology.kind) if options is None else options
     with jax.set_mesh(mesh):
         lowered = call.jitted.lower(*args)
-    with tempfile.TemporaryDirectory(prefix="mmx-preflight-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mmx-preflight-") as folder, _uncached():
         dump = buffers.DUMP_OPTIONS | {"xla_dump_to": folder}
         began = time.monotonic()
         try:
-            compiled, hbm = lowered.compile(compiler_options=options | dump), {}
+            compiled = lowered.compile(compiler_options=options | dump)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             compiled = None
         seconds = time.monotonic() - began
-        peak, largest = buffers.read_peak(Path(folder))
+        total, largest = buffers.read_peak(Path(folder))
     cost, compute, kernels = hlo.Cost(), None, None
-    if compiled is None:
-        hbm = {"total": peak / GIB}
-    else:
-        hbm = _memory(compiled.memory_analysis())
+    memory = {"total": total}
+    if compiled is not None:
+        stats = compiled.memory_analysis()
+        arguments = stats.argument_size_in_bytes
+        memory |= {
+            "arguments": arguments,
+            "temporary": total - arguments,
+            "program": stats.generated_code_size_in_bytes,
+        }
         cost = hlo.cost(compiled.as_text())
         if chip:
             kernels = kernel_flops(cost) / (KERNEL_EFFICIENCY * chip.peak_flops)
@@ -173,8 +180,8 @@ def compile_report(
         devices=mesh.size,
         mesh=dict(mesh.shape),
         fits=compiled is not None if chip else None,
-        hbm_gib=hbm,
-        limit_gib=chip.hbm_gib if chip else None,
+        memory=memory,
+        memory_limit=round(chip.hbm_gib * GIB) if chip else None,
         largest=largest[:10],
         model_flops=model_flops,
         compute_seconds=compute,
@@ -183,8 +190,8 @@ def compile_report(
         collectives={
             kind: {
                 "count": cost.collective_counts[kind],
-                "gb": size / 1e9,
-                "overlapped_gb": cost.overlapped_bytes[kind] / 1e9,
+                "bytes": size,
+                "overlapped_bytes": cost.overlapped_bytes[kind],
             }
             for kind, size in sorted(cost.collective_bytes.items())
         },
@@ -193,16 +200,17 @@ def compile_report(
     )
 
 
-def _memory(stats) -> dict[str, float]:
-    """The compiler's own accounting. What is donated counts once."""
-    parts = {
-        "arguments": stats.argument_size_in_bytes,
-        "temporary": stats.temp_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes,
-        "program": stats.generated_code_size_in_bytes,
-    }
-    return {name: size / GIB for name, size in (parts | {"total": sum(parts.values())}).items()}
+@contextlib.contextmanager
+def _uncached():
+    """Have jax compile in earnest: a program from its cache on disk comes without XLA's reports."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def kernel_flops(cost: hlo.Cost) -> float:
@@ -221,33 +229,38 @@ def kernel_flops(cost: hlo.Cost) -> float:
 
 def to_text(report: Report) -> str:
     """The report as a table."""
-    mesh = (
-        " ".join(f"{axis}={size}" for axis, size in report.mesh.items() if size > 1) or "1 device"
-    )
-    lines = [f"{report.program}, {report.topology}: {report.devices} devices, {mesh}"]
+    axes = " ".join(f"{axis}={size}" for axis, size in report.mesh.items() if size > 1)
+    lines = [f"{report.program}, {report.topology}: {report.devices} devices, {axes or 'no axis'}"]
     say = lambda name, text: lines.append(f"  {name:<17}{text}")
-    parts = ", ".join(f"{n} {v:.2f}" for n, v in report.hbm_gib.items() if n != "total")
-    limit = f" of {report.limit_gib:.2f}" if report.limit_gib else ""
-    verdict = {True: "  fits", False: "  DOES NOT FIT", None: ""}[report.fits]
-    say("memory/device", f"{report.hbm_gib['total']:.2f}{limit} GiB{verdict}")
-    if parts:
-        say("", parts)
+    limit = f" of {_size(report.memory_limit)}" if report.memory_limit else ""
+    verdict = {True: ", fits", False: ", DOES NOT FIT", None: ""}[report.fits]
+    say("memory/device", f"{_size(report.memory['total'])}{limit}{verdict}")
+    if parts := [f"{name} {_size(n)}" for name, n in report.memory.items() if name != "total"]:
+        say("", ", ".join(parts))
     for at, one in enumerate(report.largest[:3]):
         made = one.module or "(the compiler)"
-        say("" if at else "largest", f"{one.bytes / GIB:.3f} GiB  {one.shape}  {made}")
-    say(
-        "model FLOPs", f"{report.model_flops:.3e}, {report.model_flops / report.devices:.3e}/device"
-    )
+        say("" if at else "largest", f"{_size(one.bytes):>10}  {one.shape}  {made}")
+    a_device = report.model_flops / report.devices
+    say("model FLOPs", f"{report.model_flops:.3e} a call, {a_device:.3e} a device")
     if report.compute_seconds:
         share = report.kernel_seconds / report.compute_seconds
         kernels = f", {share:.0%} of it kernels at {KERNEL_EFFICIENCY:.0%} of peak" if share else ""
-        say("compute", f"at least {report.compute_seconds:.3f} s{kernels}")
+        say("compute", f"at least {report.compute_seconds:.4f} s{kernels}")
         say("MFU ceiling", f"{report.mfu_ceiling:.1%}")
     for at, (kind, of) in enumerate(report.collectives.items()):
-        overlapped = f"{of['overlapped_gb'] / of['gb']:.0%} overlapped" if of["gb"] else ""
-        say("" if at else "collectives",
-            f"{kind:<19}{of['count']:>6.0f} x {of['gb']:9.3f} GB/device  {overlapped}")  # fmt: skip
+        share = of["overlapped_bytes"] / of["bytes"] if of["bytes"] else 0.0
+        moved = f"{of['count']:>6.0f} x, {_size(of['bytes']):>10} a device, {share:.0%} overlapped"
+        say("" if at else "collectives", f"{kind:<19}{moved}")
     if report.options:
         say("compiler options", " ".join(f"{k}={v}" for k, v in report.options.items()))
     say("compiled in", f"{report.compile_seconds:.0f} s")
     return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

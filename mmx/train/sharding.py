@@ -182,7 +182,9 @@ def jit_sharded(fn, mesh: Mesh, *, out_shardings=None, donate=()):
     """``jax.jit`` under the mesh, which reaches the layers by ``set_mesh``; what goes in is already
     laid out, what comes out goes by ``out_shardings``."""
     kwargs = {} if out_shardings is None else {"out_shardings": out_shardings}
-    jitted = jax.jit(fn, donate_argnums=donate, **kwargs)
+    # Unused arguments too (the codec's decoder while Muse learns): a run holds them all the same,
+    # so preflight has to count them.
+    jitted = jax.jit(fn, donate_argnums=donate, keep_unused=True, **kwargs)
 
     def call(*args):
         with jax.set_mesh(mesh):

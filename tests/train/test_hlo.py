@@ -1,4 +1,4 @@
-"""What a program costs, read from HLO: by hand, on CPU programs of known traffic, on a real TPU's."""
+"""Costs read from HLO: by hand, of CPU programs of known traffic, of a TPU's real compiler."""
 
 from pathlib import Path
 
