@@ -1,10 +1,13 @@
 """A cloud of files on this machine; the scripts under test run against it as they are."""
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,9 +141,16 @@ def prepared(tmp_path_factory, source) -> Path:
 
 
 @pytest.fixture
-def pod(tmp_path, source, prepared) -> Cloud:
-    """Two workers, synced and set up: what is sent to them really runs."""
+def pod(tmp_path, source, prepared) -> Iterator[Cloud]:
+    """Two workers, synced and set up: what is sent to them really runs, and ends with the test."""
     cloud = Cloud(tmp_path, source / "tpu_scripts")
     for name in ("cloud", "state"):
         shutil.copytree(prepared / name, tmp_path / name, dirs_exist_ok=True)
-    return cloud
+    yield cloud
+    for i in (0, 1):
+        folder = cloud.worker("my-tpu", i) / "mmx-tpu"
+        with open(folder / "lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # a test that failed left it running
+                os.killpg(int((folder / "current/session").read_text()), signal.SIGKILL)
