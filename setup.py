@@ -64,7 +64,8 @@ setup(
         "test": TEST,
         "dev": DEV,
         "cuda": ["jax[cuda12]"],  # runs on every driver since 525; CUDA 13 would need 580
-        "gcs": ["etils[epath-gcs]"],  # runs in buckets, gs://
+        # Runs and data in buckets, gs://. This array-record is the first known to read there.
+        "gcs": ["array-record>=0.8.6", "etils[epath-gcs]"],
         "tpu": ["jax[tpu]"],
     },
 )

@@ -284,7 +284,7 @@ def train_alone(run: RunDir) -> Iterator[None]:
 
 def copy_tokenizer(run: RunDir, source: "Path") -> None:
     """Keep the tokenizer with the run."""
-    storage.write(run.tokenizer_file, source.read_bytes())
+    storage.write(run.tokenizer_file, storage.read_bytes(source))
 
 
 def record_environment(run: RunDir, devices: list[str]) -> None:

@@ -110,6 +110,16 @@ def children(folder: "epath.Path") -> "list[epath.Path]":
         return []
 
 
+def sizes(folder: "epath.Path") -> dict[str, int]:
+    """Bytes of each file in a folder, by name; of a bucket, one request for a thousand files."""
+    if is_remote(folder):
+        found = _store().ls(os.fspath(folder).removeprefix("gs://"), detail=True)
+        files = (entry for entry in found if entry["type"] == "file")
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
 def read_bytes(file: "epath.Path") -> bytes:
     """All of a file. Raises FileNotFoundError."""
     return retry(f"{file}: cannot be read", file.read_bytes)

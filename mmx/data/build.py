@@ -21,20 +21,23 @@ VOCAB_SIZE = 2048  # ours: upper bound; small data end below it
 _ASIDE = ".incomplete-"
 
 
-def default_data_dir(data_dir: str | Path | None = None) -> Path:
-    """``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets, as TFDS has it.
-
-    Raises:
-      UserError: in a bucket, of which ArrayRecord reads nothing: it is to be mounted.
-    """
+def default_data_dir(data_dir: str | os.PathLike | None = None) -> os.PathLike:
+    """``data_dir``, else $TFDS_DATA_DIR, else ~/tensorflow_datasets, as TFDS has it."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if storage.is_remote(chosen):
-        bucket, _, folder = os.fspath(chosen).removeprefix("gs://").partition("/")
-        raise UserError(
-            f"data_dir={chosen}: data is read through a mount of the bucket, not by gs://: "
-            f"gcsfuse --implicit-dirs {bucket} /mnt/{bucket}, then data_dir=/mnt/{bucket}/{folder}"
-        )
+        return storage.path(chosen)
     return Path(chosen).expanduser().absolute()
+
+
+def local_data_dir(data_dir: str | os.PathLike | None = None) -> Path:
+    """:func:`default_data_dir`, to write to. Raises UserError when that is a bucket."""
+    chosen = default_data_dir(data_dir)
+    if storage.is_remote(chosen):
+        raise UserError(
+            f"--data_dir={chosen}: data is prepared in a local folder; then copy that: "
+            f"gcloud storage cp --recursive FOLDER/* {chosen}"
+        )
+    return chosen
 
 
 def is_prepared(directory: Path) -> bool:

@@ -93,7 +93,7 @@ def prepare(
         belongs to other images; the disk refuses.
     """
     _check(name, size, test_share)
-    folder, root = Path(folder).expanduser(), build.default_data_dir(data_dir)
+    folder, root = Path(folder).expanduser(), build.local_data_dir(data_dir)
     found = folder_scan.scan(folder)
     target = root / name / VERSION
     origin = _origin(found, size, test_share)

@@ -106,7 +106,7 @@ def prepare(config: str, data_dir: str | Path | None = None) -> tuple[Path, bool
     """
     if config not in SIZES:
         raise UserError(f"config={config!r}: openmoji has the configs {', '.join(SIZES)}")
-    root = build.default_data_dir(data_dir)
+    root = build.local_data_dir(data_dir)
     relative = f"{Openmoji.name}/{config}/{VERSION}"
     if build.is_prepared(root / relative):
         return root / relative, False

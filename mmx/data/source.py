@@ -2,7 +2,9 @@
 tensorflow.
 
 A data set is found by its directory, ``DATA_DIR/NAME[/CONFIG]/VERSION`` (newest version). It has to
-be prepared as ArrayRecord, the format of TFDS with random access.
+be prepared as ArrayRecord, the format of TFDS with random access. DATA_DIR may be ``gs://...``;
+then each example is a request of its own, and a mount of the bucket (gcsfuse), which keeps what it
+has read, is faster.
 """
 
 import bisect
@@ -13,11 +15,12 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path, PathLike
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.data.build import default_data_dir
 from mmx.data.image import ImageError, decode
@@ -59,14 +62,16 @@ class DataInfo:
         of which each run keeps a copy, nor of anything else in the directory. Files are hashed
         whole up to 64 MiB together; beyond that, the shards by name and size only.
         """
-        meaning = {self.directory / "features.json", *self.directory.glob("*.labels.txt")}
-        files = sorted(path for path in {*self.shards, *meaning} if path.is_file())
-        whole = sum(path.stat().st_size for path in files) <= _HASH_BYTES
+        there = storage.sizes(self.directory)
+        shards = {path.name for path in self.shards}
+        meaning = {n for n in there if n == "features.json" or n.endswith(".labels.txt")}
+        sizes = {name: there[name] for name in sorted(there) if name in shards | meaning}
+        whole = sum(sizes.values()) <= _HASH_BYTES
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            if whole or path in meaning:
-                digest.update(path.read_bytes())
+        for name, size in sizes.items():
+            digest.update(f"{name} {size}\n".encode())
+            if whole or name in meaning:
+                digest.update(storage.read_bytes(self.directory / name))
         return digest.hexdigest()[:16]
 
 
@@ -165,7 +170,7 @@ def split_parts(split: str) -> list[tuple[str, int]]:
     return parts
 
 
-def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> Source | Joined:
+def open_source(spec: str, split: str, data_dir: PathLike | None = None) -> Source | Joined:
     """Open a split of a prepared data set, or several as one.
 
     Args:
@@ -185,11 +190,11 @@ def open_source(spec: str, split: str, data_dir: str | Path | None = None) -> So
     return sources[0] if len(sources) == 1 else Joined(split, sources)
 
 
-def _open_one(spec: str, split: str, data_dir: str | Path | None) -> Source:
+def _open_one(spec: str, split: str, data_dir: PathLike | None) -> Source:
     import tensorflow_datasets as tfds
 
     name = _parse(spec)
-    directory = _find(name, default_data_dir(data_dir))
+    directory = _find(name, storage.path(default_data_dir(data_dir)))
     try:
         builder = tfds.builder_from_directory(str(directory))
     except Exception as error:  # TFDS raises whatever its JSON and protobuf readers raise
@@ -208,12 +213,15 @@ def _open_one(spec: str, split: str, data_dir: str | Path | None) -> Source:
         if (directory / TOKENIZER_FILE).is_file()
         else None,
         splits={key: value.num_examples for key, value in builder.info.splits.items()},
-        shards=tuple(Path(p) for split in builder.info.splits.values() for p in split.filepaths),
+        shards=tuple(
+            storage.path(p) for split in builder.info.splits.values() for p in split.filepaths
+        ),
     )
     if split.partition("[")[0] not in info.splits:
         raise UserError(f"data.split={split}: {name} has the splits {', '.join(info.splits)}")
+    there = storage.sizes(directory)
     for path in builder.info.splits[split.partition("[")[0]].filepaths:
-        if not path.exists():
+        if path.name not in there:
             raise UserError(f"{path}: missing; the data set {name} is not whole, prepare it again")
     features = dict(builder.info.features.items())
     skip = {key: tfds.decode.SkipDecoding() for key in _of_type(features, "Image")}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
-from mmx.data.build import VOCAB_SIZE, default_data_dir, lock
+from mmx.data.build import VOCAB_SIZE, local_data_dir, lock
 from mmx.data.source import Source, open_source
 from mmx.data.text import FILE_NAME, train_tokenizer
 
@@ -26,11 +26,12 @@ def prepare(spec: str, data_dir: str | Path | None = None) -> Path:
       UserError: the data set has a tokenizer; it cannot be opened, see ``open_source``; the
         directory cannot be written.
     """
+    root = local_data_dir(data_dir)
     source = open_source(spec, "train", data_dir)
-    file = source.info.directory / FILE_NAME
+    file = Path(source.info.directory) / FILE_NAME
     unfinished = file.with_name(f".{FILE_NAME}.tmp")
     try:
-        with lock(default_data_dir(data_dir) / source.info.name.partition("/")[0]):
+        with lock(root / source.info.name.partition("/")[0]):
             if file.exists():
                 raise UserError(f"{spec}: {file} is there already; delete it to make another")
             unfinished.touch()  # a directory that cannot be written speaks before the reading

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_tfds
 import toy
 from conftest import read_scalars, training
 from etils.epath import gpath
@@ -21,6 +22,7 @@ from mmx.cli import backend, main
 from mmx.core import storage, tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, check_workdir, parse_run
+from mmx.data import openmoji, source
 from mmx.eval.png import read_metadata, save_image
 from mmx.models import stages
 from mmx.train import bucket_events
@@ -278,6 +280,34 @@ def test_a_folder_made_in_the_browser_is_a_new_workdir(bucket, toy_config):
     bucket.put("bucket", "run/notes.txt", b"")
     with pytest.raises(UserError, match="the folder is not empty and is no run"):
         check_workdir(run, toy_config())
+
+
+def test_data(bucket, tmp_path, monkeypatch):
+    """Read by TFDS and ArrayRecord from the bucket; prepared in a folder."""
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", bucket.url)  # array_record's client
+    features = {"image": tiny_tfds.IMAGE, "caption": tiny_tfds.TEXT}
+    examples = [{"image": tiny_tfds.png(i), "caption": f"a {i}"} for i in range(5)]
+    tiny_tfds.build(tmp_path, "captioned", features, examples, license="CC0")
+    for file in tmp_path.rglob("*.*"):
+        if file.is_file():
+            bucket.put("bucket", f"data/{file.relative_to(tmp_path)}", file.read_bytes())
+    local, remote = (
+        source.open_source("tfds:captioned", "train", where)
+        for where in (tmp_path, "gs://bucket/data")
+    )
+    assert len(remote) == 5 and str(remote.info.directory) == "gs://bucket/data/captioned/1.0.0"
+    for i in range(5):
+        assert remote[i]["text"] == local[i]["text"]
+        assert np.array_equal(remote[i]["image"], local[i]["image"])
+    assert remote.info.fingerprint == local.info.fingerprint
+    assert remote.info.attribution == local.info.attribution == "CC0"
+    with pytest.raises(UserError, match=r"tfds:other: not prepared in gs://bucket/data; run"):
+        source.open_source("tfds:other", "train", "gs://bucket/data")
+    del bucket.objects["bucket", next(n for n in bucket.names() if "array_record" in n)]
+    with pytest.raises(UserError, match=r"gs://.*00000-of-00001: missing; the data set"):
+        source.open_source("tfds:captioned", "train", "gs://bucket/data")
+    with pytest.raises(UserError, match="data is prepared in a local folder; then copy"):
+        openmoji.prepare("32", "gs://bucket/data")
 
 
 def test_tensorflow_is_left_alone_where_it_is_installed(bucket, tmp_path, monkeypatch):
