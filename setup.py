@@ -16,8 +16,11 @@ DEMO = [
     "resvg-py>=0.5",  # SVG -> pixels
     "tensorboard>=2.21",
 ]
+# The TPU compiler, libtpu in the version that fits jax; it needs no TPU.
+PREFLIGHT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 TEST = [
     *DEMO,
+    *PREFLIGHT,
     "etils[epath-gcs]",  # against a bucket of our own on this machine
     "hypothesis>=6.140",
     "packaging>=25.0",
@@ -66,6 +69,7 @@ setup(
         "cuda": ["jax[cuda12]"],  # runs on every driver since 525; CUDA 13 would need 580
         # Runs and data in buckets, gs://. This array-record is the first known to read there.
         "gcs": ["array-record>=0.8.6", "etils[epath-gcs]"],
+        "preflight": PREFLIGHT,
         "tpu": ["jax[tpu]"],
     },
 )

@@ -20,8 +20,18 @@ def before_jax() -> None:
     # 1.4 times faster matmul gradients on CPUs with 512-bit vectors; ignored elsewhere.
     if "xla_cpu_prefer_vector_width" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
+    installed = importlib.util.find_spec
+    alone = installed("libtpu") and not installed("jax_plugins")
+    if alone and not os.environ.get("JAX_PLATFORMS") and not _has_tpu():
+        # Here for preflight's compiles. jax would look for a TPU for seconds, and complain.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if _computes_on_cpu():
         _keep_freed_memory()
+
+
+def _has_tpu() -> bool:
+    """Is there a TPU in this machine? Its driver makes /dev/accel0, a newer one /dev/vfio/0."""
+    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
 def _computes_on_cpu() -> bool:

@@ -98,24 +98,31 @@ def test_reader_that_goes_away_is_no_error(unbuffered):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "installed", "kept"),
+    ("chosen", "installed", "tpu", "kept"),
     [
-        ("", [], True),
-        ("cpu", ["jax_plugins", "libtpu"], True),
-        ("", ["jax_plugins"], False),
-        ("", ["libtpu"], False),
-        ("cuda", [], False),
-        ("tpu,cpu", [], False),
+        ("", [], False, True),
+        ("cpu", ["jax_plugins", "libtpu"], True, True),
+        ("", ["jax_plugins"], False, False),
+        ("", ["jax_plugins", "libtpu"], False, False),
+        ("", ["libtpu"], True, False),
+        ("", ["libtpu"], False, True),  # there for preflight's compiles
+        ("cuda", [], False, False),
+        ("tpu,cpu", ["libtpu"], False, False),
     ],
 )
-def test_only_where_the_cpu_computes_is_freed_memory_kept(monkeypatch, chosen, installed, kept):
+def test_only_where_the_cpu_computes_is_freed_memory_kept(
+    monkeypatch, chosen, installed, tpu, kept
+):
     """One arena for all threads would hold up the host of an accelerator."""
     calls = []
     monkeypatch.setattr("mmx.cli.backend._keep_freed_memory", lambda: calls.append(1))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr("mmx.cli.backend._has_tpu", lambda: tpu)
     monkeypatch.setenv("JAX_PLATFORMS", chosen)
     before_jax()
     assert bool(calls) == kept
+    if installed == ["libtpu"] and not chosen:
+        assert os.environ["JAX_PLATFORMS"] == ("" if tpu else "cpu")
 
 
 def test_interrupt_is_one_line(monkeypatch, capsys):
