@@ -22,6 +22,7 @@ TEST = [
     *DEMO,
     *PREFLIGHT,
     "etils[epath-gcs]",  # against a bucket of our own on this machine
+    "gcsfs>=2026.1",
     "hypothesis>=6.140",
     "packaging>=25.0",
     "pytest>=9.0",

@@ -25,4 +25,5 @@ lock() {
 untested="resolved for this platform, not run on it"
 lock linux-x86_64 x86_64-manylinux_2_31 demo,test,dev "installed and tested"
 lock linux-x86_64-cuda x86_64-manylinux_2_31 demo,test,dev,cuda "$untested"
+lock linux-x86_64-tpu x86_64-manylinux_2_31 demo,test,dev,tpu,gcs "$untested"
 lock macos-arm64 aarch64-apple-darwin demo,test,dev "$untested"

@@ -151,14 +151,14 @@ def test_import_is_quick_and_light():
 
 
 def test_platforms_are_covered():
-    platforms = ("linux-x86_64", "linux-x86_64-cuda", "macos-arm64")
+    platforms = ("linux-x86_64", "linux-x86_64-cuda", "linux-x86_64-tpu", "macos-arm64")
     expected = {f"{p}-py{v}.txt" for p in platforms for v in (311, 312, 313)}
     assert {path.name for path in CONSTRAINTS} == expected
 
 
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.stem)
 def test_constraints_satisfy_the_floors(path, metadata):
-    extras = ["demo", "test", "dev", *(["cuda"] if "cuda" in path.name else [])]
+    extras = ["demo", "test", "dev", *(x for x in ("cuda", "tpu") if f"-{x}-" in path.name)]
     pinned = pins(path)
     for name, requirement in requirements(metadata, *extras).items():
         assert name in pinned, f"{name}: run constraints/update.sh"
