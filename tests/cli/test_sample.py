@@ -1,7 +1,9 @@
 """``mmx sample`` and ``mmx.load`` on a trained run: what is drawn, and what the files say."""
 
 import errno
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 import mmx as package
 from mmx.cli.main import main
 from mmx.core.run_dir import RunDir
+from mmx.eval.images import to_uint8
 from mmx.eval.png import read_metadata
 
 PROMPTS = ("red heart", "dog face")
@@ -213,3 +216,25 @@ def test_python_says_what_is_wrong(run, muse_run):
     ):
         with pytest.raises(UserError, match=says):
             call()
+
+
+@pytest.mark.parametrize("verb", ["folder", "grid"])
+def test_asked_to_stop_it_keeps_what_is_drawn(muse_run, tmp_path, monkeypatch, capsys, verb):
+    """SIGTERM while the first of two batches is drawn: it is kept, the second is not begun."""
+    (tmp_path / "prompts.txt").write_text("red heart\n")
+    many = ["--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
+    argv = many if verb == "folder" else ["red heart", "--out", tmp_path / "grid.png"]
+    real = to_uint8
+
+    def asked(images):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(images)
+
+    monkeypatch.setattr("mmx.eval.images.to_uint8", asked)
+    code = main(["sample", str(muse_run), *map(str, argv), "-n", "34", "--steps", "2"])
+    told = capsys.readouterr()
+    assert code == 75 and told.err.endswith("mmx: stopped after 32 of 34 pictures\n")
+    if verb == "folder":
+        assert len(list((tmp_path / "out").glob("*.png"))) == 32
+    else:
+        assert read_metadata(tmp_path / "grid.png")["prompt"] == "red heart"

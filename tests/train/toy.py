@@ -8,9 +8,11 @@ family alone (a process of its own, to be killed).
 Legend: B batch, D input, F hidden.
 """
 
+import json
 import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -20,6 +22,8 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
+from mmx.core.errors import UserError
+from mmx.data import pipeline
 from mmx.train.sharding import jit_sharded, place, replicated, whole
 
 D, EXAMPLES = 8, 37
@@ -168,8 +172,33 @@ class ToyEvaluator:
         yield "test/loss", float(self._loss(params, extra, frozen, self.batch, self.key))
 
 
+def no_data(spec, split, data_dir=None):
+    raise UserError("data/toy: no such folder")
+
+
+def record_rows(folder, index):
+    """Write down what each process loads, and what then lies on its devices."""
+    row, put = pipeline.Stream.row, pipeline.put_batch
+
+    def note(kind, values):
+        with open(folder / f"{kind}{index()}.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def spied_row(self, position):
+        note("loaded", position)
+        return row(self, position)
+
+    def spied_put(*args):
+        batch = put(*args)
+        shards = batch["position"].addressable_shards
+        note("placed", [[s.index[0].indices(args[1])[0], s.data.tolist()] for s in shards])
+        return batch
+
+    pipeline.Stream.row, pipeline.put_batch = spied_row, spied_put
+
+
 def main() -> int:
-    """``mmx`` where the only family is the toy."""
+    """``mmx`` where the only family is the toy; what TOY_* in the environment ask for, besides."""
     from mmx.cli import main as cli
     from mmx.data import source
     from mmx.models import registry
@@ -177,8 +206,12 @@ def main() -> int:
 
     for name in ("JOIN_SECONDS", "LOST_SECONDS"):  # else a test takes as long
         setattr(distributed, name, int(os.environ.get(f"TOY_{name}", getattr(distributed, name))))
-    registry._TASKS = {"toy": (__name__, "ToyTask")}
     source.open_source = open_toy
+    if folder := os.environ.get("TOY_ROWS"):
+        record_rows(Path(folder), distributed.index)
+    if os.environ.get("TOY_NO_DATA") == os.environ.get("JAX_PROCESS_ID", "none"):
+        source.open_source = no_data
+    registry._TASKS = {"toy": (__name__, "ToyTask")}
     return cli.main()
 
 

@@ -1,0 +1,240 @@
+"""Two processes with four devices each are one run of eight: rows, losses, files, and its ends."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import read_scalars, training
+from pair import REPO, TOY, environment, free_port, pair
+
+from mmx.core.run_dir import RunDir
+from mmx.train.start import read_weights
+
+# Rows arrive slowly enough for a signal to hit a step that is not the last.
+FLAGS = ["--config.steps=24", "--config.save_every=4", "--config.eval_every=8",
+         "--config.preview_every=8", "--config.keep=9", "--config.toy.delay=0.01"]  # fmt: skip
+COMMAND = [*TOY, *FLAGS]
+B, STEPS = 8, 24
+
+
+def steps_of(folder) -> list[int]:
+    names = [p.name for p in (folder / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def close(a, b, rtol=1e-5):
+    """Losses agree to the order in which float32 sums are taken."""
+    assert a.keys() == b.keys()
+    for tag in a:
+        assert a[tag].keys() == b[tag].keys(), tag
+        got, want = np.array([*a[tag].values()]), np.array([*b[tag].values()])
+        np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-6, err_msg=tag)
+
+
+def alone(folder, devices: int, *flags):
+    env = environment(JAX_NUM_CPU_DEVICES=str(devices))
+    command = [*COMMAND, *flags, "--workdir", str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("hosts") / "run"
+    rows = folder.with_name("rows")
+    rows.mkdir()
+    with pair(COMMAND, folder, TOY_ROWS=str(rows)) as both:
+        assert both.wait() == [0, 0], both.told(0) + both.told(1)
+        told = [both.told(0), both.told(1)]
+    return folder, rows, told
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The same run in one process with eight devices."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    alone(folder, 8)
+    return folder
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_losses_are_those_of_one_process(unbroken, one_process):
+    pairs, single = (training(read_scalars(run)) for run in (unbroken[0], one_process))
+    assert sorted(pairs["loss/total"]) == list(range(1, STEPS + 1)) and len(pairs["test/loss"]) == 3
+    close(pairs, single)
+    for a, b in zip(*(_leaves(run) for run in (unbroken[0], one_process)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def _leaves(run, step=None):
+    import jax
+
+    params, extra, _ = read_weights(RunDir(run), step)
+    return jax.tree.leaves((params, extra))
+
+
+def test_each_row_is_loaded_where_it_lies_and_nowhere_else(unbroken):
+    _, rows, _ = unbroken
+    for index in range(2):
+        loaded = sorted(lines(rows / f"loaded{index}.jsonl"))
+        mine = [n * B + r for n in range(STEPS) for r in range(4 * index, 4 * index + 4)]
+        assert loaded[: len(mine)] == mine  # some of the steps after are loaded already
+        assert all(p % B // 4 == index for p in loaded) and len(set(loaded)) == len(loaded)
+    batches = [lines(rows / f"placed{index}.jsonl") for index in range(2)]
+    for step in range(STEPS):
+        shards = sorted(batches[0][step] + batches[1][step])
+        assert [start for start, _ in shards] == list(range(B))
+        assert [p for _, part in shards for p in part] == list(range(step * B, step * B + B))
+
+
+def test_process_0_alone_writes(unbroken, one_process):
+    folder, _, told = unbroken
+    names = lambda run: sorted(re.sub(r"\d{6,}.*", "", p.name) for p in run.iterdir())
+    assert names(folder) == names(one_process)
+    assert len(list(folder.glob("events*"))) == len(list((folder / "goodput").iterdir())) == 1
+    starts = json.loads((folder / "environment.json").read_text())
+    assert len(starts) == 1 and len(starts[0]["devices"]) == 8
+    assert steps_of(folder) == [4, 8, 12, 16, 20, 24]
+    assert "trained to step 24" in told[0] and "first/kernel" in told[0]
+    said = [line for line in told[1].splitlines() if not line.startswith("[Gloo]")]
+    assert said == []
+
+
+def test_stopped_killed_and_damaged_it_goes_on_to_the_bit(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    # A signal to one of them: both save the same step.
+    with pair(COMMAND, folder) as both:
+        both.until(lambda: 4 in steps_of(folder))
+        both.processes[1].send_signal(signal.SIGTERM)
+        assert both.wait() == [75, 75], both.told(0) + both.told(1)
+        stopped = steps_of(folder)[-1]
+        assert f"stopped at step {stopped}; saved in" in both.told(0) and stopped < STEPS
+        assert max(read_scalars(folder)["loss/total"]) == stopped
+    # The newest checkpoint breaks: named, kept aside, and the one before is used.
+    newest = folder / "checkpoints" / str(stopped)
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    # One is killed: the other says so and ends within the time that it may be silent.
+    with pair(COMMAND, folder) as both:
+        both.until(lambda: steps_of(folder) and steps_of(folder)[-1] > 4 and _started(both))
+        both.processes[1].kill()
+        killed = time.monotonic()
+        assert both.wait(60) == [76, -9], both.told(0)
+        assert time.monotonic() - killed < 30
+        last = both.told(0).splitlines()[-1]
+        assert last.startswith("mmx: error: process 0 of 2: another one is gone")
+        assert f"WARNING: checkpoint {newest}" in both.told(0)
+        assert f"going on from step {_before(stopped)} of" in both.told(0)
+        assert len(list((folder / "broken").iterdir())) == 1
+    with pair(COMMAND, folder) as both:
+        assert both.wait() == [0, 0], both.told(0) + both.told(1)
+        assert "going on from step" in both.told(0)
+    want, got = (training(read_scalars(run)) for run in (unbroken[0], folder))
+    got["test/loss"] |= {8: want["test/loss"][8]} if stopped == 8 else {}
+    assert got == want
+    for a, b in zip(_leaves(folder), _leaves(unbroken[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _started(both):
+    return re.search(r"train toy \d+/24", both.told(0))
+
+
+def _before(stopped):
+    return 4 * ((stopped - 1) // 4)
+
+
+@pytest.mark.parametrize("devices", [4, 2, 1])
+def test_two_processes_then_one_with_fewer_devices(unbroken, tmp_path, devices):
+    folder = _until(unbroken[0], 16, tmp_path)
+    assert "going on from step 16" in alone(folder, devices)
+    close(training(read_scalars(folder)), training(read_scalars(unbroken[0])))
+
+
+def test_one_process_then_two_on_another_mesh(one_process, tmp_path):
+    folder = _until(one_process, 16, tmp_path)
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    with pair([*COMMAND, *mesh], folder) as both:
+        assert both.wait() == [0, 0], both.told(0) + both.told(1)
+        assert "going on from step 16" in both.told(0)
+    close(training(read_scalars(folder)), training(read_scalars(one_process)))
+
+
+def _until(run, step: int, tmp_path):
+    """A copy of a run as it was after a step."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for later in (s for s in steps_of(folder) if s > step):
+        shutil.rmtree(folder / "checkpoints" / str(later))
+    return folder
+
+
+def test_what_one_misses_all_are_told(tmp_path):
+    with pair(COMMAND, tmp_path / "run", TOY_NO_DATA="1") as both:
+        assert both.wait(60) == [2, 2]
+        assert both.told(1).splitlines()[-1] == "mmx: error: data/toy: no such folder"
+        assert both.told(0).splitlines()[-1] == "mmx: error: process 1: data/toy: no such folder"
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_who_waits_in_vain_says_for_whom(tmp_path):
+    """The first of two without the second, and a second without its first."""
+    waiting = []
+    for index in range(2):
+        env = environment(
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port()}", JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index), TOY_JOIN_SECONDS="2",
+        )  # fmt: skip
+        command = [*COMMAND, "--workdir", str(tmp_path / "run")]
+        waiting.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        for index, process in enumerate(waiting):
+            last = process.communicate(timeout=60)[1].splitlines()[-1]
+            assert process.returncode == 76
+            start = f"mmx: error: process {index} of 2: not all have joined 127.0.0.1:"
+            assert last.startswith(start) and "within 2 s; start the same command on each" in last
+    finally:
+        for process in waiting:
+            process.kill()
+
+
+def test_the_readme_s_two_processes_train_muse(muse_run, vqgan_run, data_dir, tmp_path):
+    """The command as it is printed, on tiny data: with its frozen stage, evaluation and preview."""
+    text = (REPO / "README.md").read_text()
+    (block,) = re.findall(r"```\n(for i in 0 1; do\n.*?)```", text, flags=re.DOTALL)
+    for old, new in (
+        ("localhost:8476", f"127.0.0.1:{free_port()}"),
+        ("muse/openmoji32", f"muse/openmoji32:tiny --config.data.data_dir={data_dir}"),
+        ("runs/vqgan", str(vqgan_run)),
+        ("runs/muse", str(tmp_path / "muse")),
+    ):
+        assert block.count(old) == 1, (old, block)
+        block = block.replace(old, new)
+    (tmp_path / "mmx").write_text(f'#!/bin/sh\nexec {sys.executable} -m mmx.cli.main "$@"\n')
+    (tmp_path / "mmx").chmod(0o755)
+    env = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", JAX_NUM_CPU_DEVICES="4")
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    shell = subprocess.Popen(["bash", "-c", block], env=env, start_new_session=True, **out)
+    try:
+        told, _ = shell.communicate(timeout=150)
+    finally:
+        if shell.poll() is None:
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    assert told.count("trained to step 20") == 1, told
+    got, want = (training(read_scalars(run)) for run in (tmp_path / "muse", muse_run))
+    assert "test/loss" in want
+    close({k: got[k] for k in ("loss/total", "test/loss")},
+          {k: want[k] for k in ("loss/total", "test/loss")}, rtol=1e-3)  # fmt: skip
