@@ -233,7 +233,9 @@ def test_asked_to_stop_it_keeps_what_is_drawn(muse_run, tmp_path, monkeypatch, c
     monkeypatch.setattr("mmx.eval.images.to_uint8", asked)
     code = main(["sample", str(muse_run), *map(str, argv), "-n", "34", "--steps", "2"])
     told = capsys.readouterr()
-    assert code == 75 and told.err.endswith("mmx: stopped after 32 of 34 pictures, which are kept\n")
+    assert code == 75 and told.err.endswith(
+        "mmx: stopped after 32 of 34 pictures, which are kept\n"
+    )
     if verb == "folder":
         assert len(list((tmp_path / "out").glob("*.png"))) == 32
     else:
