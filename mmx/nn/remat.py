@@ -1,6 +1,7 @@
-"""What the backward pass keeps of a block and what it computes again: one table for all stacks.
+"""Layers scanned under a remat policy: what the backward pass keeps and what it computes again.
 
-A named policy trades memory for compute and changes no number.
+A named policy trades memory for compute and changes no number. Scanning compiles one layer whatever
+the depth.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# Names that attention gives its tensors (:func:`keep`).
+# Names that attention gives its tensors (:func:`keep`; mmx.nn.causal names its own result).
 _ATTENTION = ("q", "k", "v", "attention_out")
 _policies = jax.checkpoint_policies
 
@@ -36,12 +37,24 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """A block of a scanned stack under a policy, a key of ``REMAT``.
+def scan_layers(block: type[nn.Module], depth: int, remat: str) -> Callable:
+    """``depth`` blocks as one module: arguments of the block, then ``(x, *inputs) -> (x, None)``.
+
+    Args:
+      block: a module ``(x, *inputs) -> (x, None)``; the inputs are the same for all layers.
+      depth: layers.
+      remat: a key of ``REMAT``.
 
     Raises:
       KeyError: no such policy; tasks check their config first.
     """
-    if policy == "none":
-        return block
-    return nn.remat(block, prevent_cse=False, policy=REMAT[policy])
+    if remat != "none":
+        block = nn.remat(block, prevent_cse=False, policy=REMAT[remat])
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -14,7 +14,7 @@ from mmx.core.partition import constrain
 from mmx.nn.attention import Attention
 from mmx.nn.linear import Dense
 from mmx.nn.norm import LayerNorm
-from mmx.nn.remat import remat
+from mmx.nn.remat import scan_layers
 
 ACTIVATIONS = {
     # Tanh form. Its gradient keeps the input alone, not four arrays of that size a layer.
@@ -82,13 +82,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x_BLD, mask_BL=None, context_BTD=None, context_mask_BT=None):
         """x [B, L, D]; mask bool [B, L]; context [B, T, any] with its mask -> [B, L, D]."""
-        stack = nn.scan(
-            remat(Block, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.heads, self.mlp, self.activation, self.dtype, 0.5 / self.depth, name="blocks")
+        stack = scan_layers(Block, self.depth, self.remat)(
+            self.heads, self.mlp, self.activation, self.dtype, 0.5 / self.depth, name="blocks"
+        )
         x_BLD, _ = stack(x_BLD, mask_BL, context_BTD, context_mask_BT)
         return LayerNorm(self.dtype, name="final_norm")(x_BLD)

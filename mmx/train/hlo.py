@@ -82,7 +82,8 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """(computation -> its instructions in scheduled order, name of the entry)."""
     computations: dict[str, list[Instruction]] = {}
     current, entry = None, ""
-    for line in text.splitlines():
+    # A kernel's metadata is written over several lines.
+    for line in text.replace("={\n", "={").replace("\n}}", "}}").splitlines():
         if line and not line[0].isspace():
             head = _HEAD.match(line)
             if head:
