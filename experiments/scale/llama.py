@@ -1,7 +1,7 @@
 """A dense decoder of Llama-2-7B's shape, built from mmx/nn, compiled for a TPU slice.
 
-    python -m experiments.scale.llama --topology v5p:4x4x4 --rows 4 --length 4096 --remat dots
-    python -m experiments.scale.llama --topology v5e:16x16 --rows 4 --length 2048 --remat attention
+    python experiments/scale/llama.py --topology v5p:4x4x4 --rows 4 --length 4096 --remat dots
+    python experiments/scale/llama.py --topology v5e:16x16 --rows 4 --length 2048 --remat attention
 
 Prints preflight's report as JSON; needs no TPU, but libtpu. A 7B step takes two to five minutes on
 two cores, whatever the depth; ``--width 512 --mlp 1408`` gives a step of the same form in seconds.
@@ -9,6 +9,7 @@ two cores, whatever the depth; ``--width 512 --mlp 1408`` gives a step of the sa
 
 import argparse
 import json
+import math
 import sys
 
 from ml_collections import ConfigDict
@@ -71,12 +72,12 @@ def train_flops(config) -> float:
     return tokens * (6.0 * weights + 6.0 * m.depth * config.length * m.width)
 
 
-def make_config(args) -> ConfigDict:
+def make_config(args, topology) -> ConfigDict:
     """Of Llama 2 7B (arXiv 2307.09288) where the arguments do not say otherwise."""
     c = ConfigDict()
     c.seed = 0
     c.steps = 500_000
-    c.batch_size = args.batch_size
+    c.batch_size = args.rows * math.prod(topology.shape)
     c.length = args.length
     c.dtype = "bfloat16"
     c.model = dict(
@@ -92,7 +93,7 @@ def make_config(args) -> ConfigDict:
         name="adamw", lr=3e-4, b1=0.9, b2=0.95, weight_decay=0.1, warmup_steps=2000, clip_norm=1.0,
         ema=0.0, accum=1,
     )  # fmt: skip
-    c.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+    c.mesh = dict(slice=1, data=args.data, fsdp=-1, tensor=1)
     return c
 
 
@@ -106,7 +107,7 @@ def parse(argv=None):
     parser.add_argument("--mlp", type=int, default=11008)
     parser.add_argument("--attention", default="splash")
     parser.add_argument("--remat", default="full")
-    parser.add_argument("--options", type=json.loads, help="JSON: of the compiler, added to ours")
+    parser.add_argument("--data", type=int, default=1, help="of the mesh; fsdp is the rest")
     return parser.parse_args(argv)
 
 
@@ -118,29 +119,10 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    import math
+    from mmx.train import preflight
 
-    from mmx.train import compiler, preflight
-
-    args.batch_size = args.rows * math.prod(topology.shape)
-    config = make_config(args)
-    from mmx.train.plan import plan_training
-    from mmx.train.sharding import batch_sharding, make_mesh
-    from mmx.train.topology import make_devices
-
-    task = make_task(config)
-    mesh = make_mesh(config.mesh, make_devices(topology))
-    plan = plan_training(task, config, mesh)
-    inputs = (
-        preflight.place(plan.abstract, plan.shardings),
-        {},
-        preflight.place(task.batch_spec(), batch_sharding(mesh)),
-        preflight._key(mesh),
-    )
-    options = compiler.options_for(topology.kind) | (args.options or {})
-    report = preflight.compile_report(
-        "train step", plan.step, inputs, mesh, topology, train_flops(config), options
-    )
+    config = make_config(args, topology)
+    report = preflight.preflight_step(make_task(config), config, topology)
     print(preflight.to_text(report), file=sys.stderr)
     print(json.dumps(vars(args) | report.to_json(), indent=1))
     return 0

@@ -1,7 +1,7 @@
 """MaxText's Llama-2-7B step, compiled for the same slices and measured by the same reader.
 
-    python -m experiments.scale.maxtext --topology v5p:4x4x4 --rows 4 --length 4096 --remat minimal
-    python -m experiments.scale.maxtext --topology v5e:16x16 --rows 4 --length 2048 \\
+    python experiments/scale/maxtext.py --topology v5p:4x4x4 --rows 4 --length 4096 --remat minimal
+    python experiments/scale/maxtext.py --topology v5e:16x16 --rows 4 --length 2048 \\
         --remat save_qkv_proj
 
 A peer: needs Python 3.12 and ``pip install 'maxtext[tpu]==0.2.5'``, which mmx does not. MaxText
@@ -14,7 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.scale import llama
+import llama
+
 from mmx.train.topology import before_jax, parse_topology
 
 # What its scripts in configs/tpu/<generation>/llama2_7b.sh set, less what libtpu 0.0.52 refuses:
@@ -49,7 +50,6 @@ def main() -> int:
     args = llama.parse()
     topology = parse_topology(args.topology)
     chips = math.prod(topology.shape)
-    args.batch_size = args.rows * chips
     before_jax(topology)
     os.environ["DECOUPLE_GCLOUD"] = "TRUE"
 
@@ -62,7 +62,7 @@ def main() -> int:
     from mmx.nn.causal import causal_flops
     from mmx.train import preflight
 
-    config = llama.make_config(args)
+    config = llama.make_config(args, topology)
     kernel = splash_attention_kernel.SplashAttentionKernel
     called = kernel.__call__
 
@@ -108,9 +108,8 @@ def main() -> int:
                 return lowered
 
     mesh = jax.make_mesh((1,), ("x",), devices=jax.devices()[:1])
-    options = FLAGS[topology.kind] if args.options is None else args.options
     report = preflight.compile_report(
-        "train step", Call, (), mesh, topology, llama.train_flops(config), options
+        "train step", Call, (), mesh, topology, llama.train_flops(config), FLAGS[topology.kind]
     ).to_json()
     chip = topology.chip
     report["devices"], report["mesh"] = chips, {}

@@ -34,7 +34,15 @@ _NO_WINDOWED = Entry(
     why="a product of sharded weights becomes a loop of small ones by default: three times the "
     "cycles of muse/base_632m with fsdp=16 on v5e:4x4; AXLearn turns it off on v6e too",
 )
-TABLE: tuple[Entry, ...] = tuple(replace(_NO_WINDOWED, kind=kind) for kind in CHIPS)
+_GATHER = Entry(
+    "",
+    options={"xla_tpu_prefer_async_allgather_to_allreduce": True},
+    why="shards of fewer rows than a tile (2048 wide over 256 chips: 8 of bf16's 16) are padded "
+    "with zeros and summed by default: twice the traffic of a gather, twice the cycles",
+)
+TABLE: tuple[Entry, ...] = tuple(
+    replace(entry, kind=kind) for kind in CHIPS for entry in (_NO_WINDOWED, _GATHER)
+)
 
 
 def options_for(kind: str, version: str | None = None) -> dict[str, str | bool | int]:
@@ -49,6 +57,12 @@ def options_for(kind: str, version: str | None = None) -> dict[str, str | bool |
         if entry.kind == kind and _applies(entry, version or _installed()):
             found |= entry.options
     return found
+
+
+def options_of(device) -> dict[str, str | bool | int]:
+    """The options for a device of jax, real or to compile for; none for a CPU or GPU."""
+    kinds = {chip.device_kind: kind for kind, chip in CHIPS.items()}
+    return options_for(kinds.get(device.device_kind, ""))
 
 
 def _installed() -> str:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.core.partition import MESH_AXES, RULES, ShardingError, spec_for
+from mmx.train import compiler
 
 
 def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
@@ -180,8 +181,10 @@ def _replicated_names(boxed_abstract: Any) -> list[str]:
 
 def jit_sharded(fn, mesh: Mesh, *, out_shardings=None, donate=()):
     """``jax.jit`` under the mesh, which reaches the layers by ``set_mesh``; what goes in is already
-    laid out, what comes out goes by ``out_shardings``."""
+    laid out, what comes out goes by ``out_shardings``. The compiler's options are those of the
+    mesh's devices."""
     kwargs = {} if out_shardings is None else {"out_shardings": out_shardings}
+    kwargs["compiler_options"] = compiler.options_of(mesh.devices.flat[0]) or None
     # Unused arguments too (the codec's decoder while Muse learns): a run holds them all the same,
     # so preflight has to count them.
     jitted = jax.jit(fn, donate_argnums=donate, keep_unused=True, **kwargs)
