@@ -10,17 +10,20 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# Names that attention gives its tensors (:func:`keep`; mmx.nn.causal names its own result).
+# Names that layers give their tensors (:func:`keep`; mmx.nn.causal names its own result). "mlp": an
+# inner product of the MLP, of two where there is a gate.
 _ATTENTION = ("q", "k", "v", "attention_out")
+_NAMES = (*_ATTENTION, "mlp")
 _policies = jax.checkpoint_policies
 
 # From the least memory to the most; "none" keeps all that the backward pass reads.
 REMAT: dict[str, Callable | None] = {
     "full": _policies.nothing_saveable,
     "attention": _policies.save_only_these_names(*_ATTENTION),
+    "attention_mlp": _policies.save_only_these_names(*_NAMES),
     "dots": _policies.save_from_both_policies(
         _policies.dots_with_no_batch_dims_saveable,  # the dense layers' products
-        _policies.save_only_these_names(_ATTENTION[-1]),  # not a kernel's work twice
+        _policies.save_only_these_names("attention_out"),  # not a kernel's work twice
     ),
     "none": None,
 }
@@ -32,8 +35,8 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     Raises:
       ValueError: a name that no policy knows.
     """
-    if name not in _ATTENTION:
-        raise ValueError(f"{name!r} is none of {_ATTENTION}")
+    if name not in _NAMES:
+        raise ValueError(f"{name!r} is none of {_NAMES}")
     return checkpoint_name(x, name)
 
 

@@ -14,7 +14,7 @@ from mmx.core.partition import constrain
 from mmx.nn.attention import Attention
 from mmx.nn.linear import Dense
 from mmx.nn.norm import LayerNorm
-from mmx.nn.remat import scan_layers
+from mmx.nn.remat import keep, scan_layers
 
 ACTIVATIONS = {
     # Tanh form. Its gradient keeps the input alone, not four arrays of that size a layer.
@@ -53,7 +53,7 @@ class Block(nn.Module):
         h_BLF = Dense(self.mlp, ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(
             norm("mlp_norm")(x_BLD)
         )
-        h_BLF = constrain(h_BLF, "act_batch", "act_len", "act_mlp")
+        h_BLF = keep(constrain(h_BLF, "act_batch", "act_len", "act_mlp"), "mlp")
         h_BLF = ACTIVATIONS[self.activation](h_BLF)
         init = nn.initializers.variance_scaling(self.out_scale, "fan_in", "truncated_normal")
         x_BLD += Dense(width, ("mlp", "embed"), dtype=self.dtype, kernel_init=init, name="mlp_out")(

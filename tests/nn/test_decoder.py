@@ -116,7 +116,7 @@ def gradient(remat):
     return matmul_flops(loss, variables), loss(variables)
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "attention_mlp", "dots"])
 def test_remat_changes_no_number(remat):
     (a, gradient_a), (b, gradient_b) = gradient("none")[1], gradient(remat)[1]
     np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -130,6 +130,7 @@ def test_remat_recomputes_what_it_does_not_keep():
     out, mlp = 2 * rows * WIDTH**2, 2 * 2 * rows * WIDTH * MLP  # gate and up; down is not needed
     assert flops["dots"] - flops["none"] == DEPTH * scores
     assert flops["attention"] - flops["dots"] == DEPTH * (out + mlp)
+    assert flops["attention"] - flops["attention_mlp"] == DEPTH * mlp / 2
     assert flops["full"] - flops["attention"] == DEPTH * (3 * out + scores)
 
 
