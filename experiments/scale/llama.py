@@ -1,10 +1,11 @@
 """A dense decoder of Llama-2-7B's shape, built from mmx/nn, compiled for a TPU slice.
 
-    python experiments/scale/llama.py --topology v5p:4x4x4 --rows 4 --length 4096 --remat dots
+    python experiments/scale/llama.py --topology v5p:4x4x4 --rows 4 --length 4096 \\
+        --remat attention_mlp
     python experiments/scale/llama.py --topology v5e:16x16 --rows 4 --length 2048 --remat attention
 
 Prints preflight's report as JSON; needs no TPU, but libtpu. A 7B step takes two to five minutes on
-two cores, whatever the depth; ``--width 512 --mlp 1408`` gives a step of the same form in seconds.
+two cores, whatever the depth; with ``--width 512 --mlp 1408`` less than one.
 """
 
 import argparse
