@@ -72,7 +72,7 @@ def _run(args, config, workdir: RunDir) -> int:
     done = workdir.steps()
     ends = done and done[-1] >= config.steps and not distributed.is_many()
     if ends and _is_readable(workdir, done[-1]):
-        print(f"{workdir.path}: all {config.steps} steps are done")
+        print(f"{workdir.path}: all {config.steps} steps are done; `mmx evaluate` scores them")
         return 0
     from mmx.cli.arguments import profiled_steps
     from mmx.train.goodput import Goodput
@@ -110,7 +110,7 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, pr
         loop.train(task, config, workdir, init_from, clock, profile)
     except preemption.Preempted as stopped:
         if is_host_0:
-            print(f"mmx: {stopped}; run the same command to go on", file=sys.stderr)
+            print(f"mmx: {stopped}", file=sys.stderr)
         return preemption.EXIT_PREEMPTED
     except loop.NonFinite as error:
         if is_host_0:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 # Orbax's mark of a whole checkpoint in a bucket, where none can be renamed into place.
 _COMMITTED = "commit_success.txt"
+# And its mark of a save that has not ended, in a name elsewhere; a number may follow.
+_SAVING = ".orbax-checkpoint-tmp"
+UNFINISHED = "unfinished-"  # begins its name in RUN/broken
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class RunDir:
 
     @property
     def broken(self) -> "Path":
-        """Checkpoints that could not be read are moved here."""
+        """Checkpoints that could not be read, and saves that did not end, are moved here."""
         return self.path / "broken"
 
     @property
@@ -138,19 +141,27 @@ class RunDir:
 
     def has_saved(self) -> bool:
         """Was there ever a checkpoint? One may have been moved to ``broken/`` since, or away."""
-        return bool(self.steps()) or self.broken.is_dir() or self.metrics_file.is_file()
+        if self.steps() or self.metrics_file.is_file():
+            return True
+        return any(not p.name.startswith(UNFINISHED) for p in storage.children(self.broken))
 
 
 def finished_steps(checkpoints: "Path") -> list[int]:
     """Steps that lie whole in a folder of checkpoints, lowest first."""
-    whole = (lambda p: (p / _COMMITTED).exists()) if storage.is_remote(checkpoints) else _is_dir
-    return sorted(
-        int(p.name) for p in storage.children(checkpoints) if p.name.isdecimal() and whole(p)
-    )
+    found = storage.children(checkpoints)
+    return sorted(int(p.name) for p in found if p.name.isdecimal() and _is_whole(p))
 
 
-def _is_dir(folder: "Path") -> bool:
-    return folder.is_dir()
+def unfinished_saves(checkpoints: "Path") -> list["Path"]:
+    """What lies there of saves that have not ended: under way, or their process is gone."""
+    found = storage.children(checkpoints)
+    if storage.is_remote(checkpoints):
+        return [p for p in found if p.name.isdecimal() and not _is_whole(p)]
+    return [p for p in found if _SAVING in p.name and p.is_dir()]
+
+
+def _is_whole(step: "Path") -> bool:
+    return (step / _COMMITTED).exists() if storage.is_remote(step) else step.is_dir()
 
 
 def parse_run(spec: str) -> tuple[RunDir, int | None]:

@@ -18,7 +18,7 @@ from etils import epath
 
 from mmx.core import storage, tree
 from mmx.core.errors import UserError
-from mmx.core.run_dir import finished_steps
+from mmx.core.run_dir import UNFINISHED, finished_steps, unfinished_saves
 from mmx.train import distributed
 from mmx.train.state import TrainState
 
@@ -49,12 +49,13 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int | None = None, read_only: bool = False):
         self.directory = storage.absolute(directory)
+        if not read_only:
+            self._clear_away()
         me = jax.process_index() if read_only else 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
             read_only=read_only,
-            cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=me, active_processes={me} if read_only else None
@@ -66,6 +67,28 @@ class Checkpoints:
         # The last save, until it is known to be whole.
         self._writing: int | None = None
         self._state: TrainState | None = None
+
+    def _clear_away(self) -> None:
+        """Name the saves that earlier starts did not end, and move them aside.
+
+        Here, before any process can save: so none of them is under way.
+        """
+        if jax.process_index() == 0:
+            for folder in unfinished_saves(self.directory):
+                aside = self._move_aside(folder, UNFINISHED)
+                good = finished_steps(self.directory)
+                kept = f"the newest checkpoint is step {good[-1]}" if good else "there is none yet"
+                print(
+                    f"WARNING: {folder}: a save that did not end; moved to {aside}; {kept}",
+                    file=sys.stderr,
+                )
+        distributed.barrier("what earlier saves left is moved aside")
+
+    def _move_aside(self, folder: epath.Path, prefix: str = "") -> epath.Path:
+        name = f"{prefix}{folder.name.partition('.')[0]}-{time.time_ns()}"
+        aside = self.directory.parent / "broken" / name
+        storage.move(folder, aside)
+        return aside
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -254,10 +277,9 @@ class Checkpoints:
                 reader.close()
             if distributed.all_hold(state is not None):
                 return step, state
-            aside = self.directory.parent / "broken" / f"{step}-{time.time_ns()}"
             before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
             if jax.process_index() == 0:
-                storage.move(self.directory / str(step), aside)
+                aside = self._move_aside(self.directory / str(step))
                 print(
                     f"WARNING: checkpoint {error} cannot be read; moved to {aside}; "
                     f"going on from {before}",

@@ -42,7 +42,9 @@ def train(task, config, run: RunDir, init_from=None, clock=None, profile=None) -
         try:
             _train(task, config, run, init_from, clock, profile, stop)
         except preemption.Interrupted:
-            raise preemption.Preempted("stopped before the first step; nothing to save") from None
+            raise preemption.Preempted(
+                "stopped before the first step; nothing to save; run the same command to begin"
+            ) from None
 
 
 def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) -> None:
@@ -171,4 +173,9 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
                     save(done, state)
             if isinstance(stopped, NonFinite):
                 raise
-            raise preemption.Preempted(f"stopped at step {done}; saved in {run.path}") from None
+            then = "run the same command to go on"
+            if done == config.steps:  # the same command finds that all is done
+                then = "this was the last step: `mmx evaluate` scores it"
+            raise preemption.Preempted(
+                f"stopped at step {done}; saved in {run.path}; {then}"
+            ) from None

@@ -158,7 +158,10 @@ def test_another_config_in_a_workdir(hollow, capsys):
 def test_run_that_is_done_says_so(vqgan_run, capsys):
     data = f"--config.data.data_dir={RunDir(vqgan_run).config().data.data_dir}"
     assert main([*TOKENIZER, "--workdir", str(vqgan_run), data]) == 0
-    assert capsys.readouterr().out == f"{vqgan_run}: all 20 steps are done\n"
+    assert (
+        capsys.readouterr().out
+        == f"{vqgan_run}: all 20 steps are done; `mmx evaluate` scores them\n"
+    )
 
 
 @pytest.mark.parametrize(

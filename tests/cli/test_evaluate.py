@@ -140,7 +140,7 @@ def test_train_end_to_end(data_dir, tmp_path, capsys, mmx):
     assert [line.split()[2] for line in lines] == ["2/4", "4/4"]
     assert all("loss" in line and "psnr" in line and len(line) < 100 for line in lines)
     assert main(argv) == 0
-    assert capsys.readouterr().out == f"{run}: all 4 steps are done\n"
+    assert capsys.readouterr().out == f"{run}: all 4 steps are done; `mmx evaluate` scores them\n"
     done = mmx("evaluate", run)
     assert done.stdout.startswith("train/psnr ") and "Traceback" not in done.stderr
 

@@ -26,6 +26,7 @@ from mmx.data import openmoji, source
 from mmx.eval.png import read_metadata, save_image
 from mmx.models import stages
 from mmx.train import bucket_events
+from mmx.train.checkpoint import Checkpoints
 from mmx.train.metrics import Writer
 from mmx.train.start import read_weights
 
@@ -155,9 +156,23 @@ def test_an_unfinished_checkpoint_is_none(bucket, trained, toy_config, train_toy
     del bucket.objects["bucket", "run/checkpoints/8/commit_success.txt"]
     run = RunDir("gs://bucket/run")
     assert run.steps() == [4]
+    left = {n.partition("/8/")[2] for n in bucket.names("run/checkpoints/8/")}
     train_toy(toy_config(steps=8, eval_every=99, preview_every=99), run.path)
-    assert "going on from step 4 of gs://bucket/run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "going on from step 4 of gs://bucket/run" in told
+    assert "WARNING: gs://bucket/run/checkpoints/8: a save that did not end; moved to gs://" in told
     assert run.steps() == [4, 8]
+    (aside,) = storage.children(run.broken)
+    prefix = f"run/broken/{aside.name}/"
+    assert {n.removeprefix(prefix) for n in bucket.names(prefix)} == left != set()
+
+
+def test_a_bucket_that_refuses_counts_no_save_as_unfinished(bucket, trained):
+    bucket.objects.update(trained)
+    bucket.trouble = fail(403, "GET .*commit_success")
+    with pytest.raises(Exception, match=r"403|Forbidden"):
+        Checkpoints("gs://bucket/run/checkpoints")
+    assert not bucket.names("run/broken") and bucket.objects == trained
 
 
 def test_a_broken_checkpoint_is_moved_aside(bucket, trained, toy_config, train_toy, capsys):

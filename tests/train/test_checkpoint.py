@@ -11,7 +11,7 @@ import pytest
 from conftest import read_scalars, training
 
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir
+from mmx.core.run_dir import RunDir, check_workdir, finished_steps, open_or_create
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.start import read_weights
 from mmx.train.state import TrainState
@@ -132,6 +132,46 @@ def test_a_truncated_checkpoint_is_moved_aside(copied, capsys, damage):
     assert Checkpoints(copied).restore_newest(*layout(state_of(1)))[0] == 2
 
 
+@pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-1764189807"])
+def test_what_a_killed_save_left_is_moved_aside(copied, capsys, name):
+    left = shutil.copytree(copied / "2", copied / name)
+    size = len(list(left.rglob("*")))
+    reader = Checkpoints(copied, read_only=True)
+    assert left.is_dir() and reader.steps() == [1, 2]  # reading moves nothing
+    reader.close()
+    checkpoints = Checkpoints(copied)
+    (aside,) = (copied.parent / "broken").iterdir()
+    assert not left.exists() and len(list(aside.rglob("*"))) == size
+    assert aside.name.startswith("unfinished-3-")
+    told = f"WARNING: {left}: a save that did not end; moved to {aside}; the newest checkpoint is "
+    assert capsys.readouterr().err == f"{told}step 2\n"
+    assert checkpoints.restore_newest(*layout(state_of(1)))[0] == 2
+    checkpoints.save(3, state_of(3))
+    checkpoints.close()
+    assert finished_steps(copied) == [1, 2, 3]
+
+
+def test_a_save_under_way_is_left_alone(copied, capsys):
+    """A reader may come at any time; the manager that saves has looked before its first save."""
+    checkpoints = Checkpoints(copied)
+    checkpoints.save(3, state_of(3, size=1024))
+    for _ in range(3):
+        Checkpoints(copied, read_only=True).close()
+    checkpoints.close()
+    assert finished_steps(copied) == [1, 2, 3] and capsys.readouterr().err == ""
+
+
+def test_a_run_that_never_ended_a_save_has_not_saved(copied, toy_config):
+    """So another config may start there, as in any run without a checkpoint."""
+    run = open_or_create(copied.parent.parent / "new", toy_config())
+    shutil.copytree(copied / "2", run.checkpoints / "4.orbax-checkpoint-tmp")
+    Checkpoints(run.checkpoints).close()
+    assert len(list(run.broken.iterdir())) == 1 and not run.has_saved()
+    check_workdir(run, toy_config(optim__lr=0.5))
+    (run.broken / "4-1764189807").mkdir()
+    assert run.has_saved()
+
+
 def test_when_all_are_broken_it_begins_anew(copied, capsys):
     for step in "12":
         _cut(_largest(copied / step / "model"), 0.5)
@@ -188,6 +228,27 @@ def test_the_newest_are_kept(tmp_path, keep):
     assert sorted(int(p.name) for p in tmp_path.iterdir()) == want
 
 
+def test_a_broken_checkpoint_does_not_count_as_kept(tmp_path):
+    """Of 1, 2 and 3 the last is broken: 2 stays until two newer ones lie there whole."""
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    assert finished_steps(folder) == [2, 3]
+    _cut(_largest(folder / "3/model"), 0.5)
+    checkpoints = Checkpoints(folder, keep=2)
+    assert checkpoints.restore_newest(*layout(state_of(1)))[0] == 2
+    for step, kept in ((3, [2, 3]), (4, [3, 4])):
+        checkpoints.save(step, state_of(step))
+        checkpoints.wait()
+        assert finished_steps(folder) == kept
+    for step in kept:
+        assert same(checkpoints.restore(step, *layout(state_of(1))), state_of(step))
+    checkpoints.close()
+    assert [p.name.partition("-")[0] for p in (tmp_path / "broken").iterdir()] == ["3"]
+
+
 @pytest.fixture
 def small_files():
     """No file may grow beyond 100 kB: what a full disk does, without one."""
@@ -210,7 +271,8 @@ def _quiet(folder):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, small_files, keep):
-    checkpoints = Checkpoints(tmp_path, keep=keep)
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=keep)
     good = state_of(1, size=256)
     checkpoints.save(1, good)
     checkpoints.wait()
@@ -221,14 +283,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, small_files, keep)
         checkpoints.save(3, state_of(3, size=256))
     assert "\n" not in str(raised.value)
     checkpoints.close()
-    _quiet(tmp_path)
+    _quiet(folder)
     small_files(False)
-    again = Checkpoints(tmp_path, keep=keep)
+    again = Checkpoints(folder, keep=keep)
     step, back = again.restore_newest(*layout(good))
     assert step == 1 and same(back, good)
     again.save(2, good)
     again.close()
-    assert again.steps() == [1, 2][-keep:] and not list(tmp_path.glob("*tmp*"))
+    assert again.steps() == [1, 2][-keep:] and not list(folder.glob("*tmp*"))
 
 
 def test_the_last_save_is_waited_for(tmp_path, small_files):

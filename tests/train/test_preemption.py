@@ -37,8 +37,14 @@ class Slow:
         yield "test/slow", 1.0
 
 
-@pytest.mark.parametrize("steps", [12, 5])
-def test_an_evaluation_stops_between_two_batches(toy_config, train_toy, tmp_path, steps):
+@pytest.mark.parametrize(
+    ("steps", "then"),
+    [
+        (12, "run the same command to go on"),
+        (5, "this was the last step: `mmx evaluate` scores it"),
+    ],
+)
+def test_an_evaluation_stops_between_two_batches(toy_config, train_toy, tmp_path, steps, then):
     class Task(toy.ToyTask):
         def evaluators(self, mesh):
             self.slow = Slow(mesh)
@@ -46,7 +52,7 @@ def test_an_evaluation_stops_between_two_batches(toy_config, train_toy, tmp_path
 
     config = toy_config(steps=steps, save_every=99, preview_every=99)
     task = Task(config)
-    with pytest.raises(preemption.Preempted, match="stopped at step 5; saved in"):
+    with pytest.raises(preemption.Preempted, match=f"stopped at step 5; saved in .*run; {then}$"):
         train_toy(config, tmp_path / "run", task=task)
     assert task.slow.batches == 1 and RunDir(tmp_path / "run").steps() == [5]
     assert max(read_scalars(tmp_path / "run")["loss/total"]) == 5

@@ -191,20 +191,27 @@ def test_losses_agree_on_every_mesh(toy_config, train_toy, tmp_path, monkeypatch
 
 
 def test_a_run_moves_to_another_mesh(toy_config, train_toy, tmp_path, monkeypatch):
-    """Saved on 8 devices, resumed on 1 and then on 8 laid out otherwise."""
-    folder, keep = tmp_path / "run", dict(keep=9, optim__warmup_steps=0)
-    on_mesh(monkeypatch, 1, 8, 1, 1)
-    train_toy(toy_config(**keep), folder)
-    stayed = read_scalars(folder)["loss/total"]
-    for left, sizes in ((4, (1, 1, 1, 1)), (8, (1, 2, 2, 2))):
+    """Saved on 8 devices, resumed on 4, on 2, on 1 and then on 8 laid out otherwise."""
+    folder, fields = tmp_path / "run", dict(keep=9, save_every=2, optim__warmup_steps=0)
+    fields |= dict(eval_every=99, preview_every=99)
+
+    def train(*sizes):
+        on_mesh(monkeypatch, *sizes)
+        config = toy_config(**fields)
+        train_toy(config, folder, task=Positions(config))
+        return read_scalars(folder)
+
+    stayed = train(1, 8, 1, 1)
+    meshes = [(1, 2, 2, 1), (1, 1, 2, 1), (1, 1, 1, 1), (1, 2, 2, 2)]
+    for left, sizes in zip((2, 4, 6, 8), meshes, strict=True):
         for step in RunDir(folder).steps():
             if step > left:
                 shutil.rmtree(folder / "checkpoints" / str(step))
-        on_mesh(monkeypatch, *sizes)
-        train_toy(toy_config(**keep), folder)
-    moved = read_scalars(folder)["loss/total"]
-    assert moved.keys() == stayed.keys() and len(moved) == 12
-    assert [moved[n] for n in range(1, 5)] == [stayed[n] for n in range(1, 5)]
+        moved = train(*sizes)
+    assert moved["rows"] == stayed["rows"] and len(moved["rows"]) == 12
+    moved, stayed = moved["loss/total"], stayed["loss/total"]
+    assert moved.keys() == stayed.keys()
+    assert [moved[n] for n in (1, 2)] == [stayed[n] for n in (1, 2)]
     np.testing.assert_allclose(list(moved.values()), list(stayed.values()), rtol=2e-5)
 
 

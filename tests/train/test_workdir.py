@@ -41,13 +41,13 @@ def cut_in_half(checkpoint):
 def test_all_is_done_only_when_the_last_checkpoint_can_be_read(train, tmp_path, item):
     run = tmp_path / "run"
     assert train()[0] == 0
-    assert train() == (0, f"{run}: all 12 steps are done\n", "")
+    assert train() == (0, f"{run}: all 12 steps are done; `mmx evaluate` scores them\n", "")
     cut_in_half(run / "checkpoints/12" / item)
     code, out, err = train()
     assert (code, out) == (0, f"{run}: trained to step 12\n")
     assert f"WARNING: checkpoint {run}/checkpoints/12: " in err
     assert f"moved to {run}/broken/12-" in err and "going on from step 8" in err
-    assert train()[1] == f"{run}: all 12 steps are done\n"
+    assert train()[1] == f"{run}: all 12 steps are done; `mmx evaluate` scores them\n"
 
 
 def test_other_data_is_refused_and_nothing_changes(train, tmp_path, monkeypatch):
