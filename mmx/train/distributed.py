@@ -205,13 +205,13 @@ def together():
         import jax
 
         jax.distributed.shutdown()  # waits for the others
-    except UserError as error:
-        _fail(2, str(error))
     except KeyboardInterrupt:
         _fail(130, "interrupted")
     except Exception as error:
-        if any(mark in str(error) for mark in _PEER_GONE):
-            _leave(EXIT_LOST, _lost(cluster, _line(error)))
+        if gone := _peer_gone(error):
+            _leave(EXIT_LOST, _lost(cluster, _line(gone)))
+        if isinstance(error, UserError):
+            _fail(2, str(error))
         if reason := storage.explain(error):
             _fail(2, f"the bucket cannot be read ({reason})")
         traceback.print_exc()
@@ -337,6 +337,16 @@ def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _peer_gone(error: BaseException | None) -> BaseException | None:
+    """What says that a peer is gone: the error, or one that it came from (a save that failed)."""
+    while error:
+        ours = isinstance(error, UserError)  # may quote a path
+        if not ours and any(mark in str(error) for mark in _PEER_GONE):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _lost(cluster: Cluster, reason: str) -> str:

@@ -168,3 +168,16 @@ def test_one_process_starts_nothing(given, monkeypatch):
         assert distributed.all_hold(True) and not distributed.all_hold(False)
     with pytest.raises(UserError, match="mine"), distributed.together():
         raise UserError("mine")
+
+
+def test_a_save_that_failed_for_a_lost_peer_is_no_bad_input():
+    """However often the error was wrapped; but not for what a path happens to be called."""
+    gone = RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    try:
+        try:
+            raise ValueError("in a thread") from gone
+        except ValueError as error:
+            raise UserError("RUN/checkpoints: step 12 was not written") from error
+    except UserError as error:
+        assert distributed._peer_gone(error) is gone
+    assert distributed._peer_gone(UserError("runs/Gloo: no such run")) is None
