@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +220,7 @@ def test_python_says_what_is_wrong(run, muse_run):
 
 
 @pytest.mark.parametrize("verb", ["folder", "grid"])
-def test_asked_to_stop_it_keeps_what_is_drawn(muse_run, tmp_path, monkeypatch, capsys, verb):
+def test_asked_to_stop_it_keeps_what_is_drawn(run, muse_run, tmp_path, monkeypatch, capsys, verb):
     """SIGTERM while the first of two batches is drawn: it is kept, the second is not begun."""
     (tmp_path / "prompts.txt").write_text("red heart\n")
     many = ["--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
@@ -231,12 +232,13 @@ def test_asked_to_stop_it_keeps_what_is_drawn(muse_run, tmp_path, monkeypatch, c
         return real(images)
 
     monkeypatch.setattr("mmx.eval.images.to_uint8", asked)
-    code = main(["sample", str(muse_run), *map(str, argv), "-n", "34", "--steps", "2"])
+    batches = partialmethod(type(run).draw_batches, batch_size=2)
+    monkeypatch.setattr(type(run), "draw_batches", batches)
+    code = main(["sample", str(muse_run), *map(str, argv), "-n", "4", "--steps", "3"])
     told = capsys.readouterr()
-    assert code == 75 and told.err.endswith(
-        "mmx: stopped after 32 of 34 pictures, which are kept\n"
-    )
+    assert code == 75
+    assert told.err.endswith("mmx: stopped after 2 of 4 pictures, which are kept\n")
     if verb == "folder":
-        assert len(list((tmp_path / "out").glob("*.png"))) == 32
+        assert len(list((tmp_path / "out").glob("*.png"))) == 2
     else:
         assert read_metadata(tmp_path / "grid.png")["prompt"] == "red heart"
