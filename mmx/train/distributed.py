@@ -60,6 +60,7 @@ class Cluster:
 
 _cluster: Cluster | None = None  # that this process has joined
 _failing = False  # this process has said why it ends
+_heard = False  # another has
 _last_words = (EXIT_LOST, b"")  # exit code and line, should jax abort this process
 
 
@@ -205,9 +206,13 @@ def together():
         import jax
 
         jax.distributed.shutdown()  # waits for the others
-    except KeyboardInterrupt:
-        _fail(130, "interrupted")
-    except Exception as error:
+    except BaseException as error:
+        if _heard:  # another said first why all end; what that did to this one is no news
+            listener.join()
+        if isinstance(error, KeyboardInterrupt):
+            _fail(130, "interrupted")
+        if not isinstance(error, Exception):
+            raise
         if gone := _peer_gone(error):
             _leave(EXIT_LOST, _lost(cluster, _line(gone)))
         if isinstance(error, UserError):
@@ -299,6 +304,7 @@ def _listen(over: threading.Event) -> None:
 
     Not by one call that waits for it: a thread in such a call breaks the end of the interpreter.
     """
+    global _heard
     client = _client()
     while not over.wait(1.0):
         try:
@@ -308,6 +314,7 @@ def _listen(over: threading.Event) -> None:
                 continue
             return  # all is over
         if not _failing:  # then this thread need not end what ends already
+            _heard = True
             print(f"mmx: error: {message}", file=sys.stderr)
             _end(client, code)
         return

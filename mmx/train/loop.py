@@ -150,16 +150,24 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
                 if due or last:
                     finish_step(*pending)
                     pending = None
+                    keep = "save" in due or last
                     try:
                         if "eval" in due or last:
                             scores = evaluate(state, done)
                         if "preview" in due or last:
                             preview(state, done)
-                    finally:  # a score that fails must not cost the training before it
-                        if "save" in due or last:
+                    except Exception as error:
+                        # A score that fails must not cost the training before it. But several save
+                        # together, and only a stop is met by all of them.
+                        many = jax.process_count() > 1
+                        if keep and (not many or isinstance(error, preemption.Interrupted)):
                             save(done, state)
                             saved = done
-                            writer.sync()
+                        raise
+                    if keep:
+                        save(done, state)
+                        saved = done
+                        writer.sync()
                     writer.scalars(done, clock.scalars())
             if scores:
                 writer.hparams(config.steps, configs.flat_items(config), scores)

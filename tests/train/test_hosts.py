@@ -218,6 +218,19 @@ def test_what_one_misses_all_are_told(tmp_path):
     assert not (tmp_path / "run/config.json").exists()
 
 
+def test_a_score_that_fails_on_one_ends_all(unbroken, tmp_path):
+    """No array is whole on one process here: what was saved before is, and goes on."""
+    folder, command = tmp_path / "run", [*COMMAND, "--config.mesh.fsdp=8"]
+    with pair(command, folder, TOY_BAD_EVAL="1") as both:
+        assert both.wait(60) == [1, 1], both.told(0) + both.told(1)
+        assert "mmx: error: process 1: RuntimeError: no score today" in both.told(0)
+    assert steps_of(folder) == [4]
+    with pair(command, folder) as both:
+        assert both.wait() == [0, 0], both.told(0) + both.told(1)
+        assert "going on from step 4" in both.told(0)
+    close(training(read_scalars(folder)), training(read_scalars(unbroken[0])))
+
+
 def test_who_waits_in_vain_says_for_whom(tmp_path):
     """The first of two without the second, and a second without its first."""
     waiting = []
