@@ -5,6 +5,7 @@ RUN/tokenizer.json     the text tokenizer, copied from the dataset
 RUN/data.json          which data it learns from: where it lay, its splits and fingerprint
 RUN/environment.json   versions, devices, command of each start
 RUN/checkpoints/STEP/  Orbax
+RUN/checksums/         of the checkpoints' files, by step
 RUN/broken/            checkpoints that cannot be read, saves that did not end; may be deleted
 RUN/stages/NAME/       frozen weights of earlier runs, exported once
 RUN/samples/           pictures

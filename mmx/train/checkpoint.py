@@ -20,6 +20,7 @@ from mmx.core import storage, tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import UNFINISHED, finished_steps, unfinished_saves
 from mmx.train import distributed
+from mmx.train.digests import Digests
 from mmx.train.state import TrainState
 
 _MODEL = ("params", "ema", "extra")
@@ -64,6 +65,7 @@ class Checkpoints:
         # With handlers, not names alone: else a new manager knows no item's metadata.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("model", "train")}
         self.manager = _Manager(self.directory, options=options, item_handlers=handlers)
+        self.digests = Digests(self.directory, not read_only and jax.process_index() == 0)
         # The last save, until it is known to be whole.
         self._writing: int | None = None
         self._state: TrainState | None = None
@@ -132,12 +134,17 @@ class Checkpoints:
             "train": ocp.args.StandardSave(_item(self._state, _TRAIN)),
         }
         args = ocp.args.Composite(**items)
+        self.digests.forget(self._writing)
         if not self.manager.save(self._writing, args=args, force=True):
             raise RuntimeError("Orbax declined to save")
+        self.digests.follow(self._writing)
 
     def _join(self) -> None:
-        self.manager.wait_until_finished()
-        self.manager.check_for_errors()
+        try:
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
+        finally:
+            self.digests.known()
         self._state = None
 
     def _save_again(self, error: Exception) -> None:
@@ -169,6 +176,7 @@ class Checkpoints:
                 self.manager.close()
             raise
         self.manager.close()
+        self.digests.close()
 
     def _failed(self, error) -> UserError:
         # From the disk: Orbax's own list has a step that failed, not those that it was to replace.
@@ -187,13 +195,19 @@ class Checkpoints:
         )
 
     def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
-        """The whole training state of a step, laid out by ``shardings``.
+        """The whole training state of a step, laid out by ``shardings``; process 0 alone compares
+        it with its checksums.
 
         Raises:
           UserError: the checkpoint is of another model; names what differs.
           BrokenCheckpoint: it cannot be read.
         """
         target = _with_shardings(abstract, shardings)
+        if jax.process_index() == 0:  # for all: each reads but its part
+            try:
+                self.digests.verify(step, ("model", "train"))
+            except Exception as error:
+                raise self._unreadable(step, error) from error
         model = self._read(step, "model", _item(target, _MODEL))
         rest = self._read(step, "train", _item(target, _TRAIN))
         return abstract.replace(**{"ema": None, **model, **rest})
@@ -226,6 +240,7 @@ class Checkpoints:
         return True
 
     def _read_host(self, step: int, item: str) -> dict:
+        self.digests.verify(step, (item,))
         saved = self.manager.item_metadata(step)[item]
         # Asked for on the host: else Orbax wants the devices that it was saved from.
         host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(saved))

@@ -39,6 +39,13 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Not itself among the folders of other tests: checksums lie beside a folder of checkpoints."""
+    (tmp_path / "test").mkdir()
+    return tmp_path / "test"
+
+
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
     """A folder with the checkpoints 1 and 2; copy it, never write into it."""

@@ -124,6 +124,8 @@ def test_process_0_alone_writes(unbroken, one_process):
     folder, _, told = unbroken
     names = lambda run: sorted(re.sub(r"\d{6,}.*", "", p.name) for p in run.iterdir())
     assert names(folder) == names(one_process)
+    sums = sorted(int(p.stem) for p in (folder / "checksums").iterdir())
+    assert sums == steps_of(folder)
     assert len(list(folder.glob("events*"))) == len(list((folder / "goodput").iterdir())) == 1
     starts = json.loads((folder / "environment.json").read_text())
     assert len(starts) == 1 and len(starts[0]["devices"]) == 8
