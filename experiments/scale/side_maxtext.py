@@ -1,7 +1,8 @@
 """MaxText's Llama-2-7B step, compiled for the same slices and measured by the same reader.
 
-    python experiments/scale/maxtext.py --topology v5p:4x4x4 --rows 4 --length 4096 --remat minimal
-    python experiments/scale/maxtext.py --topology v5e:16x16 --rows 4 --length 2048 \\
+    python experiments/scale/side_maxtext.py --topology v5p:4x4x4 --rows 4 --length 4096 \\
+        --remat minimal
+    python experiments/scale/side_maxtext.py --topology v5e:16x16 --rows 4 --length 2048 \\
         --remat save_qkv_proj
 
 A peer: needs Python 3.12 and ``pip install 'maxtext[tpu]==0.2.5'``, which mmx does not. MaxText
