@@ -1,15 +1,20 @@
 """Goodput: the share of a run's time that went into steps which count, and where the rest went.
 
-RUN/goodput/START.jsonl: one file a start, a JSON object a line. What happened, in order (``at``:
-seconds since the command began), and as the last line, replaced from time to time and at the end,
-the sums: ``{"event": "now" | "end", "at", "step", "seconds": {category: seconds}}``.
+RUN/goodput/START.jsonl: a file a start (several of a long one), a JSON object a line. What
+happened, in order (``at``: seconds since the command began), and as the last line, replaced from
+time to time and at the end, the sums since the command began:
+``{"event": "now" | "end", "at", "step", "seconds": {category: seconds}}``.
+
+A record that cannot be written (a full disk, a bucket that refuses) is warned of, and none is
+written from then on: the run goes on, and says its summary all the same.
 
 Every second belongs to one category, so they add up to the time of the process:
 
 init     from the command to the first step, less what is named below
 restore  reading a checkpoint
 compile  the first call of the step function: tracing, compiling or reading the compiled program
-data     the device had nothing to do because the next batch was not there
+data     the device had nothing to do because the next batch was not there; of several hosts, of
+         host 0: waiting for another host's batch is part of its steps
 step     training steps: the device's work, and all else between two steps
 redo     the same, for steps that an earlier start had done and not saved (a crash, ``kill -9``)
 eval, preview
@@ -29,10 +34,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmx.core import storage
-from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
 
 _EVERY = 30.0  # ours: seconds between two records of the sums while nothing else happens
+_PATIENCE = 60.0  # ours: seconds that the end waits for the last record; the run is saved by then
+_LINES = 500  # ours: of a file, which is written whole each time; then another begins
 
 
 class Goodput:
@@ -50,8 +56,11 @@ class Goodput:
         self._began = self._last = time.monotonic() if began is None else began
         self._seconds: dict[str, float] = {}
         self._current, self.step, self.result = "init", 0, None
-        self._file, self._written = None, 0.0
-        self._lines: list[str] = []
+        self._file, self._parts, self._written = None, 1, 0.0
+        self._lines: list[str] = []  # of this file
+        self._texts: dict[Any, str] = {}  # of each file that is to be written
+        self._wake, self._over = threading.Event(), False
+        self._recorder = threading.Thread(target=self._record, daemon=True, name="goodput records")
         self._before: list[dict[str, float]] = []  # the sums of earlier starts
         self._redo_until = 0
         self._sent, self._finished = 0, (0, 0.0)  # steps sent; (number, when) of the last one done
@@ -78,12 +87,16 @@ class Goodput:
         try:
             yield
         finally:
-            self.note(category, seconds=round(self._charge() - began, 4))
-            self._current = outer
+            seconds, self._current = round(self._charge() - began, 4), outer
+            self.note(category, seconds=seconds)
 
     def note(self, event: str, **values: Any) -> None:
         """Record that something has happened."""
         at = round(time.monotonic() - self._began, 4)
+        if self._file and len(self._lines) >= _LINES:
+            self._parts, self._lines = self._parts + 1, []
+            start = self._file.name.partition("Z")[0]
+            self._file = self._file.with_name(f"{start}Z.part{self._parts:04d}.jsonl")
         self._lines.append(json.dumps({"event": event, "at": at, "step": self.step, **values}))
         self._write("now")
 
@@ -91,11 +104,14 @@ class Goodput:
         """From here on all is recorded in the run, which starts after ``step``; on host 0 alone."""
         run.goodput.mkdir(exist_ok=True)
         files = [file for file in storage.children(run.goodput) if file.suffix == ".jsonl"]
-        earlier = [line for file in sorted(files) if (line := _sums(file))]
+        # Of a start with several files, the last has the sums of all of it.
+        lines = {file.name.partition("Z")[0]: x for file in sorted(files) if (x := _sums(file))}
+        earlier = list(lines.values())
         self._before = [line["seconds"] for line in earlier]
         self._redo_until = max((line["step"] for line in earlier), default=0)
         now = datetime.datetime.now(datetime.UTC)
         self._file, self.step = run.goodput / now.strftime("%Y%m%dT%H%M%S.%fZ.jsonl"), step
+        self._recorder.start()
         self.note("start", time=now.timestamp(), redo_until=max(self._redo_until, step))
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
@@ -169,8 +185,25 @@ class Goodput:
             at = round(self._last - self._began, 4)
             sums = {"event": event, "at": at, "step": self.step, "seconds": seconds, **values}
             # Whole, not appended: an object store cannot append, and a kill leaves no half a line.
-            storage.write(self._file, "\n".join([*self._lines, json.dumps(sums)]) + "\n")
+            self._texts[self._file] = "\n".join([*self._lines, json.dumps(sums)]) + "\n"
+            self._wake.set()
             self._written = time.monotonic()
+
+    def _record(self) -> None:
+        """Write beside the loop: a disk, or a bucket, takes its time."""
+        over, works = False, True
+        while not over:
+            self._wake.wait()
+            self._wake.clear()
+            over = self._over
+            while self._texts:
+                file, text = self._texts.popitem()
+                try:
+                    if works:
+                        storage.write(file, text)
+                except Exception as error:  # no record is worth the training
+                    works = False
+                    print(f"WARNING: {file}: no more records of goodput: {error}", file=sys.stderr)
 
     def __enter__(self) -> "Goodput":
         return self
@@ -180,10 +213,11 @@ class Goodput:
         if self._watcher:
             self._results.put(None)
             self._watcher.join(timeout=1.0)  # no longer: a step may never end
-        # While another error is on its way, a disk that cannot be written is not the news.
-        with contextlib.suppress(OSError, UserError) if error else contextlib.nullcontext():
-            self._write("end", why="done" if kind is None else kind.__name__)
+        self._write("end", why="done" if kind is None else kind.__name__)
         if self._file:
+            self._over = True
+            self._wake.set()
+            self._recorder.join(timeout=_PATIENCE)
             print(self.summary(), file=sys.stderr, flush=True)
 
 

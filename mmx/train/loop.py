@@ -179,6 +179,7 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
                 done = int(state.step)
                 if done > saved:
                     save(done, state)
+                    writer.scalars(done, clock.scalars())
             if isinstance(stopped, NonFinite):
                 raise
             then = "run the same command to go on"

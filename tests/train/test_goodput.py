@@ -10,7 +10,9 @@ import pytest
 import toy
 from conftest import goodput_of, read_scalars
 
-from mmx.core.run_dir import open_or_create
+from mmx.core import storage
+from mmx.core.run_dir import RunDir, open_or_create
+from mmx.train import goodput
 from mmx.train.goodput import Goodput
 
 
@@ -146,6 +148,70 @@ def test_a_run_begun_anew_with_another_config_owes_nothing(toy_config, tmp_path)
     clock = Goodput()
     clock.open(open_or_create(run.path, config), 0)
     assert json.loads(clock._lines[-1])["redo_until"] == 0
+
+
+def test_a_record_that_cannot_be_written_costs_neither_time_nor_the_run(
+    toy_config, train_toy, tmp_path, monkeypatch, capsys
+):
+    real = storage.write
+
+    def refuse(file, data):
+        if "goodput" in str(file):
+            time.sleep(0.3)
+            raise OSError(28, "No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(storage, "write", refuse)
+    train_toy(toy_config(), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert told.count("no more records of goodput") == 1 and "No space left on device" in told
+    assert told.count("\ngoodput ") == 1 and RunDir(tmp_path / "run").steps()[-1] == 12
+
+    clock = Goodput()
+    with pytest.raises(ZeroDivisionError), clock:
+        clock.open(RunDir(tmp_path / "run"), 0)
+        began = time.monotonic()
+        with clock.span("eval"):
+            raise ZeroDivisionError  # what comes out, not the record's error
+    assert clock._current == "init" and time.monotonic() - began < 2.0
+
+
+def test_a_slow_disk_is_not_waited_for(toy_config, tmp_path, monkeypatch):
+    run, real = open_or_create(tmp_path / "run", toy_config()), storage.write
+
+    def slow(file, data):
+        time.sleep(0.5)
+        real(file, data)
+
+    monkeypatch.setattr(storage, "write", slow)
+    with Goodput() as clock:
+        clock.open(run, 0)
+        began = time.monotonic()
+        for _ in range(20):
+            with clock.span("eval"):
+                pass
+        assert time.monotonic() - began < 0.3
+    ((*_, end),) = goodput_of(run.path)
+    assert end["event"] == "end"
+
+
+def test_a_long_start_has_several_files_and_counts_once(toy_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(goodput, "_LINES", 4)
+    run = open_or_create(tmp_path / "run", toy_config())
+    with Goodput(time.monotonic() - 7.0) as clock:
+        clock.open(run, 0)
+        for clock.step in range(1, 11):
+            clock.note("here")
+            time.sleep(0.01)
+    files = goodput_of(run.path)
+    assert len(files) == 3 and max(map(len, files)) == 5  # with the sums
+    assert [x["step"] for file in files for x in file if x["event"] == "here"] == [*range(1, 11)]
+    again = Goodput()
+    with again:
+        again.open(run, 0)
+        (before,) = again._before
+    assert before == files[-1][-1]["seconds"] and before["init"] > 7.0
+    assert again._redo_until == 10
 
 
 @pytest.fixture
