@@ -15,7 +15,6 @@ Legend: B rows of the global batch.
 import dataclasses
 import functools
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -142,11 +141,7 @@ def rows_of(sharding: NamedSharding, batch_size: int, devices: set[jax.Device]) 
 
 
 class Batches(Iterator[dict[str, jax.Array]]):
-    """Global batches, made in the background. Close it, or use it as a context manager.
-
-    Attributes:
-      wait_seconds: how long the consumer has waited for batches so far.
-    """
+    """Global batches, made in the background. Close it, or use it as a context manager."""
 
     def __init__(self, dataset: grain.IterDataset):
         self._open = [
@@ -154,16 +149,11 @@ class Batches(Iterator[dict[str, jax.Array]]):
         ]  # emptied on closing: a Grain iterator may not outlive its modules
         # Also runs at interpreter exit, while the threads can still be joined.
         self._finalizer = weakref.finalize(self, _close_all, self._open)
-        self.wait_seconds = 0.0
 
     def __next__(self) -> dict[str, jax.Array]:
         if not self._open:
             raise ValueError("these batches are closed")
-        began = time.monotonic()
-        try:
-            return next(self._open[0])
-        finally:
-            self.wait_seconds += time.monotonic() - began
+        return next(self._open[0])
 
     def close(self) -> None:
         """Stop the background work; returns when the thread that feeds the devices has ended."""

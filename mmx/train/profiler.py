@@ -11,6 +11,8 @@ from mmx.core import storage
 from mmx.core.run_dir import RunDir
 from mmx.train.goodput import Goodput
 
+_KINDS = ("xplane.pb", "trace.json.gz")
+
 
 class Profile:
     """Traces the steps of a range; the trace is closed when the run stops inside it.
@@ -70,10 +72,15 @@ class Profile:
             jax.profiler.stop_trace()
             folder = self.folder / f"steps_{self._first}_{self._last}"
             folder.mkdir(parents=True, exist_ok=True)
-            for kind in ("xplane.pb", "trace.json.gz"):  # for XProf; for ui.perfetto.dev
-                (made,) = Path(scratch).rglob(f"*.{kind}")
-                file = folder / f"host{jax.process_index()}.{kind}"
-                storage.write(file, made.read_bytes())
+            # For XProf, and for ui.perfetto.dev, which a jax may leave out.
+            made = {kind: [*Path(scratch).rglob(f"*.{kind}")] for kind in _KINDS}
+            for kind, files in made.items():
+                for file in files[:1]:
+                    to = folder / f"host{jax.process_index()}.{kind}"
+                    storage.write(to, file.read_bytes())
+        if not made["xplane.pb"]:
+            self.say(f"--profile: jax wrote no trace of steps {self._first} to {self._last}")
+            return
         self.say(
             f"steps {self._first} to {self._last} are traced in {folder}; to look at them: "
             f"pip install xprof; tensorboard --logdir {self.folder.parent.parent}"

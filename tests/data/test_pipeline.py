@@ -337,14 +337,11 @@ def test_work_goes_on_while_the_consumer_is_busy():
     source = Counting(10_000, delay=0.05)  # 0.4 s a batch
     with batches(Stream(source, transform, 0), 8, _sharding(*ONE)) as made:
         next(made)
-        waited = made.wait_seconds
-        assert waited > 0.35  # it was waited for, and counted
         assert _wait_for(lambda: len(source.reads) >= 8 * 6, seconds=60)
         began = time.monotonic()
         for _ in range(3):
             next(made)
         assert time.monotonic() - began < 0.8  # made one by one: 1.2 s
-        assert made.wait_seconds - waited < 0.8
         # ... but not without bound: 4 taken, 2 ready, 1 on its way, 2 on the host, 2 in the making.
         time.sleep(2.0)
         assert len(source.reads) <= 8 * (4 + 2 + 1 + 2 + 2)

@@ -1,5 +1,8 @@
 """``--profile``: the trace of some steps, closed whatever happens."""
 
+from pathlib import Path
+
+import jax
 import pytest
 import toy
 from jax.profiler import ProfileData
@@ -47,6 +50,27 @@ def test_a_run_that_ends_among_them_closes_the_trace(toy_config, train_toy, tmp_
     with pytest.raises(RuntimeError, match="no picture"):
         train_toy(toy_config(), tmp_path / "failed", profile=range(4, 9))
     assert traced_steps(tmp_path / "failed/plugins/profile/steps_4_5") == [4, 5]
+
+
+@pytest.mark.parametrize("absent", ["xplane.pb", "trace.json.gz"])
+def test_a_jax_that_leaves_a_file_out_ends_no_run(
+    toy_config, train_toy, tmp_path, monkeypatch, capsys, absent
+):
+    real = jax.profiler.stop_trace
+
+    def stop_trace():
+        real()
+        folders = [Path(f) for f in scratch]
+        (file,) = [file for folder in folders for file in folder.rglob(f"*.{absent}")]
+        file.unlink()
+
+    start, scratch = jax.profiler.start_trace, []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda f: (scratch.append(f), start(f)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+    train_toy(toy_config(steps=4), tmp_path / "run", profile=range(2, 4))
+    told, folder = capsys.readouterr().err, tmp_path / "run/plugins/profile/steps_2_3"
+    assert ("jax wrote no trace of steps 2 to 3" in told) == (absent == "xplane.pb")
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
