@@ -72,7 +72,7 @@ def get_config(arg=""):
         accum=1,  # ours
     )
     c.offline_ema = 0.7  # sec. 3
-    c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
+    c.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)  # ours: see the README's table
     c.sample = dict(
         steps=4 if tiny else 24,  # sec. 2.8
         guidance=6.0,  # ours: the paper sweeps it

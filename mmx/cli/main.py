@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 
 from mmx.cli.backend import before_jax
 from mmx.core import preemption, storage
@@ -21,12 +22,13 @@ examples:
   mmx configs
 
 exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
-  2 bad input, nothing was lost;
+  2 bad input, nothing was lost; 70 a fault of mmx or of the machine, with a traceback;
   75 asked to stop (SIGTERM; training Ctrl-C too), what is done is kept: training goes on by the
   same command;
   76 training on several hosts lost one of them: the same command on all goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
+EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
 # What a disk or a path of the user's may answer; any other OSError is a fault of ours.
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -94,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno is None and (reason := storage.explain(error)):
             return _fail(f"the bucket cannot be read ({reason})")
         if error.errno not in _DISK:
-            raise
+            return _fault()
         _drop_output()
         return _fail(f"{error.filename or 'output'}: {error.strerror}")
     except Exception as error:
         if (reason := storage.explain(error)) is None:
-            raise
+            return _fault()
         return _fail(f"the bucket cannot be read ({reason})")
     except KeyboardInterrupt:
         print("mmx: interrupted", file=sys.stderr)
@@ -119,6 +121,12 @@ def _process_age() -> float:
 def _fail(message: str) -> int:
     print(f"mmx: error: {message}", file=sys.stderr)
     return 2
+
+
+def _fault() -> int:
+    """Not 1, which says that a loss is not finite: whoever supervises a run starts it again."""
+    traceback.print_exc()
+    return EXIT_FAULT
 
 
 def _drop_output() -> None:

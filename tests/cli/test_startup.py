@@ -134,6 +134,17 @@ def test_interrupt_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "mmx: interrupted\n"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("odd"), OSError(4, "odd")])
+def test_a_fault_of_ours_is_neither_bad_input_nor_a_loss(monkeypatch, capsys, error):
+    def broken():
+        raise error
+
+    monkeypatch.setattr("mmx.cli.configs.list_configs", broken)
+    assert main(["configs"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "odd" in err
+
+
 def test_configs_lists_short_names_with_their_purpose(capsys):
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -209,3 +209,22 @@ def test_a_tpu_needs_no_data_and_no_weights(mmx, tmp_path):
         assert 0 < one["memory"]["arguments"] < one["memory"]["total"] < one["memory_limit"]
     assert "all-reduce" in step["collectives"]  # the gradients'
     assert SimpleNamespace(**step).compile_seconds > 0
+
+
+def test_the_readme_shows_what_was_compiled():
+    """Of the configs as they are: a change of one asks for its rows anew."""
+    import importlib.util
+    import json
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[2] / "experiments" / "scale"
+    spec = importlib.util.spec_from_file_location("flagships", folder / "flagships.py")
+    flagships = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flagships)
+    results = json.loads(flagships.RESULTS.read_text())
+    assert [(one["config"], one["topology"]) for one in results] == flagships.ROWS
+    for one in results:
+        again = f"python experiments/scale/flagships.py {one['config']}"
+        assert one["digest"] == flagships.digest(one["config"]), f"the config changed: {again}"
+    assert flagships.shown(flagships.README.read_text()) == flagships.table(results)
+    assert all(one["fits"] for one in results)

@@ -39,13 +39,14 @@ def test_a_family_without_a_choice_is_not_asked_for_one():
 
 
 def test_no_setting_that_a_result_rules_out_could_be_better():
-    """Against a model in which memory falls and time rises with recomputing and dividing: the
-    fastest setting that fits is found, whatever the limit, with fewer compiles."""
+    """Against a model in which memory falls with recomputing and dividing, time rises with dividing
+    and recomputing is the faster at times: the fastest setting that fits is found, whatever the
+    limit, with fewer compiles."""
     found = search.candidates(muse(), 16, batch_coupled=False)
     order = tuple(reversed(REMAT))
     memory = lambda c: (10 - 2 * order.index(c.remat)) / c.accum + 8 / c.fsdp + 4 / c.tensor
     seconds = lambda c: (
-        1 + 0.1 * order.index(c.remat) + 0.2 * c.accum + 0.3 * c.tensor + c.data / 99
+        1 - 0.1 * (order.index(c.remat) - 1) ** 2 + 0.2 * c.accum + 0.3 * c.tensor + c.data / 99
     )
     for limit in (6, 8, 10, 12, 30):
         left, tried = list(found), []
@@ -57,7 +58,7 @@ def test_no_setting_that_a_result_rules_out_could_be_better():
         assert min(map(seconds, fitting)) == min(seconds(c) for c in tried if memory(c) <= limit)
         assert len(tried) < len(found)
     meshes = {(c.data, c.fsdp, c.tensor) for c in found}
-    assert len(tried) == len(meshes)  # with memory in plenty one compile a mesh
+    assert len(tried) == len(meshes) * len(REMAT)  # in plenty of memory none is divided
 
 
 @pytest.fixture
@@ -97,10 +98,14 @@ def test_the_best_is_printed_first_and_nothing_is_compiled_twice(compiler, capsy
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert rows[1][:3] == ["mesh", "remat", "accum"] and rows[2][:3] == ["1x4x1", "none", "1"]
+    assert {tuple(row[:3]) for row in rows[2:-1]} >= {
+        ("4x1x1", "full", "1"),
+        ("1x2x2", "dots", "1"),
+    }
     seconds = [float(row[4]) for row in rows[2:-1]]
     assert seconds == sorted(seconds) and len(seconds) == len(calls)
     assert out.splitlines()[-1].startswith("best: --config.mesh.data=1 --config.mesh.fsdp=4 ")
-    assert f"search {len(calls)}/" not in err and "eta" in err  # what is ruled out counts as done
+    assert "search 84/84 eta" in err and len(calls) < 84  # what is ruled out counts as done
     assert len(json.loads(file.read_text())) == len(calls)
     first = len(calls)
     assert main(ARGV) == 0 and len(calls) == first  # all kept
