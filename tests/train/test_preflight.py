@@ -228,3 +228,27 @@ def test_the_readme_shows_what_was_compiled():
         assert one["digest"] == flagships.digest(one["config"]), f"the config changed: {again}"
     assert flagships.shown(flagships.README.read_text()) == flagships.table(results)
     assert all(one["fits"] for one in results)
+
+
+def test_a_deeper_model_is_no_longer_program():
+    """Layers are scanned: what the compiler reads, and so its time, is the same at any depth."""
+    from mmx.core.config import load_config
+    from mmx.models.registry import make_task
+    from mmx.train.plan import plan_training
+
+    mesh = sharding.make_mesh(ONE, jax.devices())
+    lines = []
+    for depth in (2, 48):
+        config = load_config("muse/base_3b:tiny").copy_and_resolve_references()
+        config.model.depth = depth
+        task = make_task(config, None, abstract=True)
+        plan = plan_training(task, config, mesh)
+        args = (
+            preflight.place(plan.abstract, plan.shardings),
+            task.abstract_frozen(),
+            task.batch_spec(),
+            preflight._key(None),
+        )
+        with jax.set_mesh(mesh):
+            lines.append(len(plan.step.jitted.lower(*args).as_text().splitlines()))
+    assert lines[0] == lines[1] > 1000
