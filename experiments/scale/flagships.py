@@ -24,7 +24,6 @@ ROWS = [
     ("muse/base_3b", "v5e:16x16"),
     ("muse/base_3b", "v4:8x8x8"),
     ("muse/base_632m", "v5e:4x4"),
-    ("vqgan/muse256", "v5e:4x4"),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
