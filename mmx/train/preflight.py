@@ -49,7 +49,7 @@ class Report:
       mfu_ceiling: model FLOPs over what the peak gives in ``compute_seconds``.
       collectives: kind -> {"count", "bytes", "overlapped_bytes"} a step, on one device.
       compile_seconds: of the compiler.
-      options: of the compiler.
+      options: of the compiler, see :mod:`mmx.train.compiler`.
     """
 
     program: str
@@ -133,7 +133,7 @@ def _key(mesh) -> jax.ShapeDtypeStruct:
 
 
 def compile_report(
-    program: str, call, args, mesh, topology: Topology, model_flops: float, options=None
+    program: str, call, args, mesh, topology: Topology, model_flops: float
 ) -> Report:
     """Compile a function of :func:`mmx.train.sharding.jit_sharded` and read what came of it.
 
@@ -143,10 +143,9 @@ def compile_report(
       args: abstract, placed.
       mesh, topology: what for.
       model_flops: of one call on all devices.
-      options: of the compiler; those of :mod:`mmx.train.compiler` when None.
     """
     chip = topology.chip
-    options = compiler.options_for(topology.kind) if options is None else options
+    options = compiler.options_of(mesh.devices.flat[0])  # those that jit_sharded gave
     with jax.set_mesh(mesh):
         lowered = call.jitted.lower(*args)
     with tempfile.TemporaryDirectory(prefix="mmx-preflight-") as folder, _uncached():
