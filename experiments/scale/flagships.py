@@ -19,11 +19,12 @@ from mmx.core import config as configs
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 RESULTS = HERE / "flagships.json"
-# (config, slice): the sizes that the papers used, or the smallest slice of its kind that holds it.
+# (config, slice, size of the data axis; the rest of the slice is fsdp). Two on a square slice: over
+# all of it at once libtpu sums gradients whole instead of scattering them.
 ROWS = [
-    ("muse/base_3b", "v5e:16x16"),
-    ("muse/base_3b", "v4:8x8x8"),
-    ("muse/base_632m", "v5e:4x4"),
+    ("muse/base_3b", "v5e:16x16", 2),
+    ("muse/base_3b", "v4:8x8x8", 1),
+    ("muse/base_632m", "v5e:4x4", 2),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
@@ -33,10 +34,11 @@ def digest(name: str) -> str:
     return hashlib.sha256(configs.to_text(configs.load_config(name)).encode()).hexdigest()[:16]
 
 
-def compile_row(name: str, topology: str) -> dict:
+def compile_row(name: str, topology: str, data: int) -> dict:
     """Run the command that a user types, and keep what the table shows."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = ["preflight", "--config", name, "--topology", topology, "--json", file.name]
+        command += [f"--config.mesh.data={data}", "--config.mesh.fsdp=-1"]
         done = subprocess.run([sys.executable, "-m", "mmx.cli.main", *command], check=False)
         if done.returncode not in (0, 1):
             raise SystemExit(f"mmx {' '.join(command)} -> {done.returncode}")
@@ -49,9 +51,9 @@ def compile_row(name: str, topology: str) -> dict:
 def table(results: list[dict]) -> str:
     """The results as Markdown, in the order of ``ROWS``."""
     lines = [
-        "| config | slice | batch | memory/chip, GiB | compute, s/step | MFU ceiling | "
-        "collectives/step and chip |",
-        "|---|---|---|---|---|---|---|",
+        "| config | slice | data x fsdp | batch | memory/chip, GiB | compute, s/step "
+        "| MFU ceiling | collectives/step and chip |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
         moved = [
@@ -62,7 +64,8 @@ def table(results: list[dict]) -> str:
         fits = "" if one["fits"] else " does not fit"
         batch = configs.load_config(one["config"]).batch_size
         lines.append(
-            f"| `{one['config']}` | {one['topology']} | {batch} "
+            f"| `{one['config']}` | {one['topology']} "
+            f"| {one['mesh']['data']} x {one['mesh']['fsdp']} | {batch} "
             f"| {one['memory']['total'] / 2**30:.1f} of {one['memory_limit'] / 2**30:.1f}{fits} "
             f"| {one['compute_seconds']:.3f} | {one['mfu_ceiling']:.0%} "
             f"| {', '.join(moved) or 'under 10 MB'} |"
@@ -79,7 +82,7 @@ def shown(readme: str) -> str:
 
 def main(only: list[str]) -> None:
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    kept = {(one["config"], one["topology"]): one for one in kept}
+    kept = {(one["config"], one["topology"], one["mesh"]["data"]): one for one in kept}
     for row in ROWS:
         if not only or row[0] in only:
             kept[row] = compile_row(*row)
