@@ -38,7 +38,7 @@ class Chip:
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 1.05e9, 30.75, "megacore", 3, 4),
     "v5e": Chip("TPU v5 lite", 197e12, 1.5e9, 15.75, "default", 2, 16),
-    "v5p": Chip("TPU v5", 459e12, 1.75e9, 95.74, "megacore", 3, 4),
+    "v5p": Chip("TPU v5", 459e12, 1.75e9, 95.73, "megacore", 3, 4),
     "v6e": Chip("TPU v6 lite", 918e12, 1.75e9, 31.25, "default", 2, 16),
 }
 
