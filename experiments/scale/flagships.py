@@ -52,12 +52,12 @@ def table(results: list[dict]) -> str:
     """The results as Markdown, in the order of ``ROWS``."""
     lines = [
         "| config | slice | data x fsdp | batch | memory/chip, GiB | compute, s/step "
-        "| MFU ceiling | collectives/step and chip |",
+        "| MFU ceiling | collectives/step and chip (share beside computation) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
         moved = [
-            f"{kind} {of['bytes'] / 1e9:.2f} GB ({of['overlapped_bytes'] / of['bytes']:.0%} hidden)"
+            f"{kind} {of['bytes'] / 1e9:.2f} GB ({of['overlapped_bytes'] / of['bytes']:.0%})"
             for kind, of in one["collectives"].items()
             if of["bytes"] > 1e7
         ]
@@ -88,8 +88,9 @@ def main(only: list[str]) -> None:
             kept[row] = compile_row(*row)
             results = [kept[row] for row in ROWS if row in kept]
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    text = README.read_text()
-    README.write_text(text.replace(shown(text), table([kept[row] for row in ROWS])))
+    before, _, rest = README.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(before + BEGIN + table([kept[row] for row in ROWS]) + END + after)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,10 @@ def _group(fields: dict[str, Any], arguments: list[str]) -> dict[str, list[str]]
         argument = rest.pop(0)
         match = _FLAG.fullmatch(argument)
         if not match:
-            raise UserError(f"unknown argument {argument!r}; see `mmx train --help`")
+            raise UserError(
+                f"unknown argument {argument!r}; a field is --config.FIELD=VALUE, and --help lists "
+                "the other flags"
+            )
         no, field, value = match.groups()
         if field not in fields:
             raise UserError(_unknown(field, fields))

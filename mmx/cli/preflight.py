@@ -1,6 +1,7 @@
 """Compile a config for devices that are not here: does it fit, and how fast can it be at most?"""
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from mmx.cli import arguments
 from mmx.core import config as configs
+from mmx.core.errors import UserError
 
 HELP = "compile a config for a TPU slice that is not here"
 EXAMPLES = """\
@@ -22,6 +24,7 @@ SHAPE is of one slice, v4, v5e, v5p or v6e; --config.mesh.slice=2 compiles for t
 Compute and MFU are bounds: collectives that overlap nothing come on top. --search compiles meshes,
 remat policies and microbatches, what may be best first, and prints those that fit; what it found is
 kept, so the same search again goes on.
+Its order knows nothing of what moves between chips: compare that column too.
 Exit codes: 0 it fits, 1 it does not (and what takes the memory), 2 bad input.
 """
 
@@ -38,9 +41,8 @@ def add_arguments(parser):
         "--search", action="store_true", help="try meshes, remat policies and microbatches"
     )
     parser.add_argument(
-        "--budget", type=arguments.scale, default=60.0, metavar="MINUTES",
-        help="of --search (default 60)",
-    )  # fmt: skip
+        "--budget", type=arguments.scale, metavar="MINUTES", help="of --search (default 60)"
+    )
     parser.add_argument("--json", metavar="FILE", help="the reports, - for stdout")
 
 
@@ -52,8 +54,7 @@ def run(args) -> int:
     config = resolve(args.config, args.overrides)
     configs.check_numbers(config)
     registry.check_family(config)
-    if args.json not in (None, "-"):
-        arguments.check_writable(f"--json={args.json}", Path(args.json).parent)
+    _check(args, config)
     where = topology.parse_topology(args.topology)
     topology.before_jax(where)
 
@@ -66,13 +67,13 @@ def run(args) -> int:
         from mmx.cli.preflight_search import search
 
         return search(args, config, task, where)
-    programs = [preflight.preflight_step]
+    programs = {"train step": preflight.preflight_step}
     if args.sample:
         task.options()  # a family that cannot sample says so before minutes of compiling
-        programs.append(preflight.preflight_sampler)
+        programs["sampler"] = preflight.preflight_sampler
     reports = []
-    for program in programs:
-        with waiting(f"compiling {args.config} for {args.topology}"):
+    for name, program in programs.items():
+        with waiting(f"compiling the {name} of {args.config} for {args.topology}"):
             reports.append(program(task, config, where))
     if args.json != "-":
         for report in reports:
@@ -82,9 +83,42 @@ def run(args) -> int:
     return 1 if any(report.fits is False for report in reports) else 0
 
 
+def _check(args, config) -> None:
+    """What is wrong, before minutes of compiling. Raises UserError."""
+    if args.search and args.sample:
+        raise UserError("--sample: --search compiles the train step alone")
+    if args.budget is not None and not args.search:
+        raise UserError("--budget: is of --search")
+    if args.json not in (None, "-"):
+        file = Path(args.json)
+        if "://" in args.json or file.is_dir() or not file.parent.is_dir():
+            raise UserError(f"--json={args.json}: name a file in a folder of this machine")
+        arguments.check_writable(f"--json={args.json}", file.parent)
+    if config.mesh.slice < 1:
+        raise UserError(f"config.mesh.slice={config.mesh.slice}: name the number of slices")
+
+
 @contextlib.contextmanager
 def waiting(what: str):
-    """Say what takes so long: seconds on a terminal, a line in a log. No compiler tells how far."""
+    """Say what takes so long: seconds on a terminal, a line in a log. No compiler tells how far.
+
+    Ctrl-C ends the process at once: Python would answer when the compiler is done.
+    """
+    with _at_once(), _ticking(what):
+        yield
+
+
+@contextlib.contextmanager
+def _at_once():
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _ticking(what: str):
     done = threading.Event()
 
     def tick():

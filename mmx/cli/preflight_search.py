@@ -1,5 +1,6 @@
 """``mmx preflight --search``: each candidate compiled by a process of its own, results kept."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +16,9 @@ from mmx.core import config as configs
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
 
+_MINUTES = 60.0  # ours: of a search
+_OVER = "the budget is over"
+
 
 def search(args, config, task, topology) -> int:
     """Try settings within ``args.budget`` minutes and print those that fit, the fastest first.
@@ -26,7 +30,10 @@ def search(args, config, task, topology) -> int:
       topology: parsed.
 
     Returns:
-      The exit code: 1 when nothing fits.
+      The exit code: 1 when all was tried and nothing fits.
+
+    Raises:
+      UserError: no setting was compiled, in the budget or at all.
     """
     from mmx.train import search as space
 
@@ -38,47 +45,56 @@ def search(args, config, task, topology) -> int:
         raise UserError(
             f"config.batch_size={config.batch_size} divides over no mesh of {chips} devices"
         )
-    total, ends = len(left), time.monotonic() + 60 * args.budget
+    minutes = _MINUTES if args.budget is None else args.budget
+    total, ends = len(left), time.monotonic() + 60 * minutes
     progress = Progress(total, "search", every=1)
-    found, seconds = [], 0.0
-    while left and (seconds := ends - time.monotonic()) > 0:
-        candidate = left.pop(0)
-        report = _report(args, candidate, topology, seconds)
-        if report == "budget":
-            left.insert(0, candidate)
-            break
-        if isinstance(report, str):
-            progress.say(f"{_name(candidate)}: {report}")
-        else:
-            fits = report["fits"] is not False
-            left = [c for c in left if not space.rules_out(candidate, fits, c)]
-            if fits:
-                found.append((candidate, report))
-        progress.update(total - len(left), _name(candidate))
-    progress.close()
-    print(_table(found))
-    if left:
-        print(f"{len(left)} settings not tried: --budget={args.budget:g} minutes are over")
+    found, too_large, fault = [], 0, ""
+    try:
+        while left and (seconds := ends - time.monotonic()) > 0:
+            report = _report(args, left[0], topology, seconds)
+            if report == _OVER:
+                break
+            candidate = left.pop(0)
+            if isinstance(report, str):
+                fault = f"{_name(candidate)}: {report}"
+                progress.say(fault)
+            else:
+                fits = report["fits"] is not False
+                left = [c for c in left if not space.rules_out(candidate, fits, c)]
+                found += [(candidate, report)] * fits
+                too_large += not fits
+            progress.update(total - len(left), _name(candidate))
+    finally:  # after Ctrl-C too: what is known took minutes each
+        progress.close()
+        if found:
+            print(_table(found))
+        if left:
+            print(f"{len(left)} settings not tried in --budget={minutes:g} minutes")
     if args.json:
         rows = [{"overrides": candidate.overrides, **report} for candidate, report in found]
         arguments.write_json("--json", args.json, rows)
-    return 0 if found else 1
+    if found:
+        return 0
+    if too_large and not left and not fault:
+        print("nothing fits")
+        return 1
+    raise UserError(fault or f"--search: nothing that fits was found in {minutes:g} minutes")
 
 
 def _report(args, candidate, topology, seconds: float):
-    """The report of a candidate's train step; a line that says why there is none; "budget"."""
+    """The report of a candidate's train step; a line that says why there is none; ``_OVER``."""
     from mmx.cli.train import resolve
 
     overrides = [*args.overrides, *candidate.overrides]
     kept = _cache(resolve(args.config, overrides), topology)
-    if kept.is_file():
+    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
         return json.loads(kept.read_text())
     command = [sys.executable, "-m", "mmx.cli.main", "preflight", "--config", args.config]
     command += ["--topology", topology.name, "--json", "-", *overrides]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return "budget"
+        return _OVER
     if done.returncode not in (0, 1) or not done.stdout:
         return (done.stderr.strip().splitlines() or ["no answer"])[-1].removeprefix("mmx: error: ")
     report = json.loads(done.stdout)[0]
@@ -97,6 +113,8 @@ def _cache(config, topology) -> Path:
             digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
         except importlib.metadata.PackageNotFoundError:
             digest.update(f"{name}\n".encode())
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        digest.update(f"{name} {os.environ.get(name, '')}\n".encode())
     package = Path(configs.__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
         digest.update(file.read_bytes())
@@ -112,9 +130,7 @@ def _name(candidate) -> str:
 
 
 def _table(found: list) -> str:
-    if not found:
-        return "nothing fits"
-    rows = [("mesh", "remat", "accum", "GiB/device", "compute s", "MFU ceiling", "moved GB")]
+    rows = [("mesh", "remat", "accum", "GiB/device", "compute s", "MFU ceiling", "moved GB/device")]
     by_speed = lambda pair: pair[1]["compute_seconds"] or 0.0
     for candidate, report in sorted(found, key=by_speed):
         moved = sum(of["bytes"] for of in report["collectives"].values())
@@ -132,4 +148,6 @@ def _table(found: list) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
     best = min(found, key=by_speed)[0]
-    return "\n".join(["mesh: data x fsdp x tensor", *lines, "best: " + " ".join(best.overrides)])
+    return "\n".join(
+        ["mesh: data x fsdp x tensor", *lines, "highest ceiling: " + " ".join(best.overrides)]
+    )

@@ -54,7 +54,7 @@ class Cost:
       cycles: that the compiler expects of all operations but kernels, loops multiplied out.
       kernels: op_name of a Pallas kernel -> how often it runs.
       collective_bytes: kind -> bytes of its larger side.
-      overlapped_bytes: kind -> those of them that move while something else is computed.
+      overlapped_bytes: kind -> those of them between whose start and done something is computed.
       collective_counts: kind -> how often.
       by_module: op_name -> cycles.
     """
@@ -162,7 +162,8 @@ def _walk_dearest(computations, one: Instruction, times: float, out: Cost) -> No
         branch = Cost()
         _walk(computations, name.strip().lstrip("%"), times, branch)
         costs.append(branch)
-    dearest = max(costs, key=lambda branch: branch.cycles)
+    size = lambda branch: (branch.cycles, branch.kernels.total(), branch.collective_bytes.total())
+    dearest = max(costs, key=size)
     out.cycles += dearest.cycles
     for name in (
         "kernels",
@@ -178,19 +179,50 @@ def trip_count(computations, loop: Instruction) -> int:
     """How often a loop's body runs: the constant that its condition compares the counter to.
 
     Raises:
-      ValueError: the condition is of another form than ``lax.scan`` and ``fori_loop`` give.
+      ValueError: the loop is of another form than ``lax.scan`` and ``fori_loop`` give, or does not
+        count from 0 by ones.
     """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
-    condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.text)[1]]
-    by_name = {one.name: one for one in condition}
-    root = next(one for one in condition if one.text.startswith("ROOT"))
-    if root.opcode == "compare" and "direction=LT" in root.text:
-        bound = by_name.get(root.operands.split(",")[-1].strip().split(" ")[-1].lstrip("%"))
-        if bound is not None and bound.opcode == "constant":
-            return int(bound.operands)
+    attribute = lambda name: computations[re.search(rf"{name}=%?([\w.\-]+)", loop.text)[1]]
+    condition, body = attribute("condition"), attribute("body")
+    root = _root(condition)
+    operands = _names(root.operands)
+    if root.opcode == "compare" and "direction=LT" in root.text and len(operands) == 2:
+        by_name = {one.name: one for one in condition}
+        count, bound = (by_name.get(name) for name in operands)
+        if count is not None and bound is not None and bound.opcode == "constant":
+            index = re.search(r"index=(\d+)", count.text)
+            if index and _counts_by_ones(computations, loop, body, int(index[1])):
+                return int(bound.operands)
     raise ValueError(f"the turns of the loop {loop.name} cannot be read: {root.text[:200]}")
+
+
+def _counts_by_ones(computations, loop: Instruction, body, index: int) -> bool:
+    """Does a loop's counter start at 0 and grow by 1? False only where it is seen not to: the
+    compiler may pass its constants through copies and arguments."""
+    everywhere = [one for inside in computations.values() for one in inside]
+    found = {one.name: one for one in everywhere}
+    start = found.get((_names(loop.operands) or [""])[0])
+    if start is not None and start.opcode == "tuple":
+        start = found.get(_names(start.operands)[index])
+    inside = {one.name: one for one in body}
+    step = inside.get((_names(_root(body).operands) or [""] * (index + 1))[index])
+    constants = [start] if start is not None and start.opcode == "constant" else []
+    good = all(one.operands == "0" for one in constants)
+    if step is not None and step.opcode == "add":
+        parts = [inside.get(name) for name in _names(step.operands)]
+        good &= all(one.operands == "1" for one in parts if one and one.opcode == "constant")
+    return good
+
+
+def _root(computation: list[Instruction]) -> Instruction:
+    return next(one for one in computation if one.text.startswith("ROOT"))
+
+
+def _names(operands: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", operands)
 
 
 @dataclass
@@ -234,7 +266,7 @@ def _move(computations, instructions, at: int) -> _Move | None:
 
 
 def _operand_bytes(instructions, one: Instruction) -> int:
-    names = set(re.findall(r"%([\w.\-]+)", one.operands))
+    names = set(_names(one.operands))
     return sum(shape_bytes(other.shape) for other in instructions if other.name in names)
 
 

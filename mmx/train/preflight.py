@@ -6,6 +6,7 @@ seconds and FLOPs count a loop once (see :mod:`mmx.train.hlo`).
 
 import contextlib
 import dataclasses
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
 from mmx.core import rng
+from mmx.core.errors import UserError
 from mmx.core.flops import matmul_flops, scoped_flops
 from mmx.train import buffers, compiler, hlo
 from mmx.train.plan import plan_training
@@ -27,7 +29,7 @@ GIB = 2**30
 KERNEL_EFFICIENCY = 0.5  # ours: of peak, in a kernel's live blocks; flash kernels reach 0.4 to 0.6
 # Products of a backward kernel over the two of the forward one: dq takes 3, dk and dv take 4.
 _BACKWARD = {"dkv": 2.0, "dq": 1.5}
-_SAMPLED = 64  # ours: prompts that --sample compiles for, or one a shard of the batch
+_SAMPLED = 32  # prompts that `mmx sample` draws at once; more where the mesh has more shards
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Report:
       topology, devices, mesh: what it was compiled for.
       fits: it compiled; None says nothing where the memory of a device is not known.
       memory: bytes, {"total"}: arguments and heap, as the compiler holds them against the limit. Of
-        a program that compiled also its parts {"arguments", "temporary"}, and its code {"program"}.
+        a program that compiled also its parts {"arguments", "temporary"} (outputs that take no
+        argument's place among the temporary), and its code {"program"}.
       memory_limit: bytes that a program may use; None where it is not known.
       largest: buffers that live at the peak, the largest first.
       model_flops: of a whole step on all devices.
@@ -47,7 +50,8 @@ class Report:
         collectives that overlap nothing, and waiting for memory, come on top.
       kernel_seconds: the part of it that is estimated: Pallas kernels at ``KERNEL_EFFICIENCY``.
       mfu_ceiling: model FLOPs over what the peak gives in ``compute_seconds``.
-      collectives: kind -> {"count", "bytes", "overlapped_bytes"} a step, on one device.
+      collectives: kind -> {"count", "bytes", "overlapped_bytes"} a step, on one device. Overlapped
+        means that something is computed between start and done, not that it takes as long.
       compile_seconds: of the compiler.
       options: of the compiler, see :mod:`mmx.train.compiler`.
     """
@@ -133,7 +137,7 @@ def _key(mesh) -> jax.ShapeDtypeStruct:
 
 
 def compile_report(
-    program: str, call, args, mesh, topology: Topology, model_flops: float
+    program: str, call, args, mesh, topology: Topology, model_flops: float, options=None
 ) -> Report:
     """Compile a function of :func:`mmx.train.sharding.jit_sharded` and read what came of it.
 
@@ -143,9 +147,13 @@ def compile_report(
       args: abstract, placed.
       mesh, topology: what for.
       model_flops: of one call on all devices.
+      options: of the compiler; those that ``jit_sharded`` gave when None.
+
+    Raises:
+      UserError: it does not compile, for another reason than a TPU's main memory.
     """
     chip = topology.chip
-    options = compiler.options_of(mesh.devices.flat[0])  # those that jit_sharded gave
+    options = compiler.options_of(mesh.devices.flat[0]) if options is None else options
     with jax.set_mesh(mesh):
         lowered = call.jitted.lower(*args)
     with tempfile.TemporaryDirectory(prefix="mmx-preflight-") as folder, _uncached():
@@ -154,11 +162,15 @@ def compile_report(
         try:
             compiled = lowered.compile(compiler_options=options | dump)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+            # Only this: a kernel that is too large for a chip's fast memory is exhausted too.
+            if chip is None or not re.search(r"Ran out of memory (on|in memory space) HBM",
+                                             str(error), re.IGNORECASE):  # fmt: skip
+                raise UserError(
+                    f"{program} on {topology.name}: {str(error).splitlines()[0]}"
+                ) from error
             compiled = None
         seconds = time.monotonic() - began
-        total, largest = buffers.read_peak(Path(folder))
+        total, largest = _peak(Path(folder), compiled, chip)
     cost, compute, kernels = hlo.Cost(), None, None
     memory = {"total": total}
     if compiled is not None:
@@ -197,6 +209,18 @@ def compile_report(
         compile_seconds=seconds,
         options=options,
     )
+
+
+def _peak(folder: Path, compiled, chip) -> tuple[int, list[buffers.Buffer]]:
+    """See :func:`mmx.train.buffers.read_peak`. Where a GPU's XLA writes no such report, the sum of
+    ``memory_analysis``, and no buffers."""
+    try:
+        return buffers.read_peak(folder)
+    except ValueError:
+        if chip or compiled is None:
+            raise
+        stats = compiled.memory_analysis()
+        return stats.argument_size_in_bytes + stats.temp_size_in_bytes, []
 
 
 @contextlib.contextmanager
@@ -248,8 +272,8 @@ def to_text(report: Report) -> str:
         say("MFU ceiling", f"{report.mfu_ceiling:.1%}")
     for at, (kind, of) in enumerate(report.collectives.items()):
         share = of["overlapped_bytes"] / of["bytes"] if of["bytes"] else 0.0
-        moved = f"{of['count']:>6.0f} x, {_size(of['bytes']):>10} a device, {share:.0%} overlapped"
-        say("" if at else "collectives", f"{kind:<19}{moved}")
+        moved = f"{of['count']:>6.0f} x, {_size(of['bytes']):>10} a device"
+        say("" if at else "collectives", f"{kind:<19}{moved}, {share:.0%} beside computation")
     if report.options:
         say("compiler options", " ".join(f"{k}={v}" for k, v in report.options.items()))
     say("compiled in", f"{report.compile_seconds:.0f} s")

@@ -44,13 +44,13 @@ def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
             f"config.mesh.slice={sizes[0]}, but there are {slices} TPU slices: "
             f"--config.mesh.slice={slices}"
         )
-    types = (AxisType.Auto,) * len(sizes)
+    # Splitting: an axis of 256 on 8x8x8 chips is a part of a dimension more than two whole ones.
+    kwargs = dict(devices=devices, allow_split_physical_axes=True)
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (1, *sizes[1:]), (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
-        )
-        return Mesh(grid, MESH_AXES, axis_types=types)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh((1, *sizes[1:]), (slices, 1, 1, 1), **kwargs)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, **kwargs)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

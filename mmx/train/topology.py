@@ -24,6 +24,7 @@ class Chip:
       config_name: of libtpu; "megacore" is two cores as one device.
       dims: of its network.
       ring: an axis of a multiple of this many chips closes to a ring.
+      most: chips of the largest slice.
     """
 
     device_kind: str
@@ -33,14 +34,18 @@ class Chip:
     config_name: str
     dims: int
     ring: int
+    most: int
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 1.05e9, 30.75, "megacore", 3, 4),
-    "v5e": Chip("TPU v5 lite", 197e12, 1.5e9, 15.75, "default", 2, 16),
-    "v5p": Chip("TPU v5", 459e12, 1.75e9, 95.73, "megacore", 3, 4),
-    "v6e": Chip("TPU v6 lite", 918e12, 1.75e9, 31.25, "default", 2, 16),
+    "v4": Chip("TPU v4", 275e12, 1.05e9, 30.75, "megacore", 3, 4, 4096),
+    "v5e": Chip("TPU v5 lite", 197e12, 1.5e9, 15.75, "default", 2, 16, 256),
+    "v5p": Chip("TPU v5", 459e12, 1.75e9, 95.73, "megacore", 3, 4, 8960),
+    "v6e": Chip("TPU v6 lite", 918e12, 1.75e9, 31.25, "default", 2, 16, 256),
 }
+
+
+_MOST_CPUS = 1024  # ours: fake devices, each with threads of its own
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ def parse_topology(name: str) -> Topology:
         raise UserError(
             f"--topology={name}: a host of {kind} has 2x2 chips, so both first numbers are even"
         )
+    most = CHIPS[kind].most if kind in CHIPS else _MOST_CPUS
+    if math.prod(shape) > most:
+        more = "; several slices are --config.mesh.slice" if kind in CHIPS else ""
+        raise UserError(f"--topology={name}: {kind} has at most {most} devices a slice{more}")
     return Topology(name, kind, shape)
 
 

@@ -48,6 +48,19 @@ def test_a_loop_that_cannot_be_counted_is_an_error():
         )
 
 
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("%begin.1 = s32[] constant(0)", "%begin.1 = s32[] constant(2)"),  # from 2
+        ("%one.2 = s32[] constant(1)", "%one.2 = s32[] constant(2)"),  # by twos
+    ],
+)
+def test_a_loop_that_does_not_count_by_ones_is_an_error(line, other):
+    assert line in BY_HAND
+    with pytest.raises(ValueError, match=r"the turns of the loop outer\.1 cannot be read"):
+        hlo.cost(BY_HAND.replace(line, other))
+
+
 def test_traffic_of_a_real_scan_is_the_traffic_by_hand():
     """Eight devices sum a vector of 64 numbers in each of 6 turns, 4 of them in a loop inside."""
     mesh = Mesh(np.array(jax.devices()), ("x",))

@@ -1,6 +1,5 @@
 """The search of meshes: what is tried, what a result rules out, what is kept."""
 
-import itertools
 import json
 import subprocess
 from types import SimpleNamespace
@@ -104,7 +103,9 @@ def test_the_best_is_printed_first_and_nothing_is_compiled_twice(compiler, capsy
     }
     seconds = [float(row[4]) for row in rows[2:-1]]
     assert seconds == sorted(seconds) and len(seconds) == len(calls)
-    assert out.splitlines()[-1].startswith("best: --config.mesh.data=1 --config.mesh.fsdp=4 ")
+    assert out.splitlines()[-1].startswith(
+        "highest ceiling: --config.mesh.data=1 --config.mesh.fsdp=4 "
+    )
     assert "search 84/84 eta" in err and len(calls) < 84  # what is ruled out counts as done
     assert len(json.loads(file.read_text())) == len(calls)
     first = len(calls)
@@ -122,20 +123,48 @@ def test_nothing_fits_is_exit_1(compiler, capsys):
 
 
 def test_the_budget_ends_the_search(compiler, capsys):
+    """Nothing found in time is no claim that nothing fits."""
     calls, answers = compiler
     answers["slow"] = True
-    assert main([*ARGV, "--budget", "0.5"]) == 1
-    assert len(calls) == 1
-    assert "settings not tried: --budget=0.5 minutes are over" in capsys.readouterr().out
-    assert main([*ARGV, "--budget", "0"]) == 1 and len(calls) == 1
+    assert main([*ARGV, "--budget", "0.5"]) == 2
+    out, err = capsys.readouterr()
+    assert len(calls) == 1 and "84 settings not tried in --budget=0.5 minutes" in out
+    assert "nothing that fits was found in 0.5 minutes" in err and "nothing fits" not in out
+    assert main([*ARGV, "--budget", "0"]) == 2 and len(calls) == 1
 
 
 def test_a_setting_that_cannot_be_is_said_and_left(compiler, capsys):
+    """Each once, and the search goes on; that nothing fits is not known then."""
     calls, answers = compiler
     answers["code"] = 2
-    assert main(ARGV) == 1
-    assert "1x4x1 remat=none accum=1: config.x=1: no" in capsys.readouterr().err
-    assert len(calls) == len(list(itertools.chain(calls)))
+    assert main(ARGV) == 2
+    out, err = capsys.readouterr()
+    assert len(calls) == 84 and err.count("1x4x1 remat=none accum=1: config.x=1: no") == 1
+    assert "nothing fits" not in out
+
+
+def test_a_torn_record_is_compiled_anew(compiler, tmp_path):
+    calls, _ = compiler
+    assert main(ARGV) == 0
+    first = len(calls)
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text("{")
+    assert main(ARGV) == 0 and len(calls) == 2 * first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sample"], "--sample: --search compiles the train step alone"),
+        (["--config.mesh.slice=0"], "config.mesh.slice=0: name the number of slices"),
+        (["--json", "/"], "--json=/: name a file"),
+        (["--json", "gs://bucket/x.json"], "name a file in a folder of this machine"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_compiles(compiler, capsys, flags, message):
+    calls, _ = compiler
+    assert main([*ARGV, *flags]) == 2 and calls == []
+    assert message in capsys.readouterr().err
 
 
 def test_a_gpu_is_not_searched(capsys):

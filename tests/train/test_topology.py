@@ -22,6 +22,11 @@ from mmx.train.metrics import PEAK_FLOPS
         ("cpu:0", "comes a shape such as cpu:8"),
         ("cpu", "comes a shape such as cpu:8"),
         ("gpu:8", "use v4:SHAPE"),
+        ("cpu:99999", "cpu has at most 1024 devices"),
+        (
+            "v5e:32x16",
+            "v5e has at most 256 devices a slice; several slices are --config.mesh.slice",
+        ),
     ],
 )
 def test_a_name_that_means_nothing_is_refused(name, message):
@@ -54,6 +59,19 @@ def test_two_slices_meet_on_the_slice_axis_alone():
         assert {device.slice_index for device in part.flat} == {index}
     with pytest.raises(UserError, match=r"there are 2 TPU slices: --config.mesh.slice=2"):
         sharding.make_mesh(dict(slice=1, data=1, fsdp=-1, tensor=2), devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("v4:8x8x8", 2), ("v4:8x8x8", 32), ("v5p:4x4x4", 2), ("v5e:16x16", 2)]
+)
+def test_a_mesh_may_split_an_axis_of_the_network(name, data):
+    """jax.make_mesh refuses 2 x 256 on 8x8x8 chips."""
+    where = topology.parse_topology(name)
+    topology.before_jax(where)
+    devices = topology.make_devices(where)
+    mesh = sharding.make_mesh(dict(slice=1, data=data, fsdp=-1, tensor=1), devices)
+    assert dict(mesh.shape) == dict(slice=1, data=data, fsdp=len(devices) // data, tensor=1)
+    assert {*mesh.devices.flat} == {*devices}
 
 
 def test_neighbours_in_the_mesh_are_neighbours_in_the_network():
