@@ -13,7 +13,7 @@
 # -- ARG...           of `mmx train`; they arrive exactly as you write them
 #
 # Needs `pip install xpk` (1.16). xpk restarts on 42 and 127-255, and here on 75 (mmx was preempted
-# and saved) and 76 (it lost a peer); 1 (training failed) and 2 (bad input) end the workload.
+# and saved), 76 (it lost a peer) and 70 (a fault, or a store that does not answer); 1 (training failed) and 2 (bad input) end the workload.
 source "$(dirname "$0")/lib.sh"
 
 cluster='' run='' image='' slices=1 max_restarts=50
@@ -31,5 +31,5 @@ command -v xpk >/dev/null || [[ $dry_run ]] || refuse "no xpk here: pip install 
 # A worker has 30 s between SIGTERM and SIGKILL unless told: give the save more.
 run xpk workload create "--workload=$run" "--cluster=$cluster" "--project=$project" "--zone=$zone" \
     "--tpu-type=$accelerator_type" "--num-slices=$slices" "--docker-image=$image" \
-    "--max-restarts=$max_restarts" --restart-on-exit-codes=75,76 --termination-grace-period-seconds=300 \
+    "--max-restarts=$max_restarts" --restart-on-exit-codes=70,75,76 --termination-grace-period-seconds=300 \
     "--command=mmx train $(quoted "${rest[@]}")" </dev/null

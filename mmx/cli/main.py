@@ -1,15 +1,14 @@
 """The ``mmx`` command: one thin file a verb. Heavy imports happen inside the verbs."""
 
 import argparse
-import errno
 import os
 import sys
 import time
 import traceback
 
 from mmx.cli.backend import before_jax
-from mmx.core import preemption, storage
-from mmx.core.errors import UserError
+from mmx.core import exits, preemption
+from mmx.core.errors import EXIT_FAULT, UserError
 
 _EXAMPLES = """\
 examples:
@@ -22,18 +21,14 @@ examples:
   mmx configs
 
 exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
-  2 bad input, nothing was lost; 70 a fault of mmx or of the machine, with a traceback;
+  2 bad input, nothing was lost;
+  70 a fault of mmx or of the machine, with a traceback, or a store that does not answer: the same
+  command again may go better;
   75 asked to stop (SIGTERM; training Ctrl-C too), what is done is kept: training goes on by the
   same command;
   76 training on several hosts lost one of them: the same command on all goes on;
   130 interrupted, nothing saved. Results go to stdout, progress and errors to stderr.
 """
-EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
-# What a disk or a path of the user's may answer; any other OSError is a fault of ours.
-_DISK = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
-}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,8 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
-    except UserError as error:
-        return _fail(str(error))
     except preemption.Preempted as stopped:
         print(f"mmx: {stopped}", file=sys.stderr)
         return preemption.EXIT_PREEMPTED
@@ -92,17 +85,15 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output went away (`mmx configs | head`); nothing is wrong.
         _drop_output()
         return 0
-    except OSError as error:
-        if error.errno is None and (reason := storage.explain(error)):
-            return _fail(f"the bucket cannot be read ({reason})")
-        if error.errno not in _DISK:
-            return _fault()
-        _drop_output()
-        return _fail(f"{error.filename or 'output'}: {error.strerror}")
     except Exception as error:
-        if (reason := storage.explain(error)) is None:
-            return _fault()
-        return _fail(f"the bucket cannot be read ({reason})")
+        if (told := exits.told(error)) is None:
+            traceback.print_exc()  # not 1, which says that a loss is not finite
+            return EXIT_FAULT
+        if isinstance(error, OSError):
+            _drop_output()
+        code, message = told
+        print(f"mmx: error: {message}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("mmx: interrupted", file=sys.stderr)
         return 130
@@ -116,17 +107,6 @@ def _process_age() -> float:
     except OSError:
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began
-
-
-def _fail(message: str) -> int:
-    print(f"mmx: error: {message}", file=sys.stderr)
-    return 2
-
-
-def _fault() -> int:
-    """Not 1, which says that a loss is not finite: whoever supervises a run starts it again."""
-    traceback.print_exc()
-    return EXIT_FAULT
 
 
 def _drop_output() -> None:

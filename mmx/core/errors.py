@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+EXIT_BAD_INPUT = 2
+EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h: the same command again may go better
+
 
 class UserError(Exception):
     """Something the user gave is wrong; the message names the field, the value and what to do."""
+
+
+class Unavailable(UserError):
+    """A store or a network did not answer, which may pass: the command exits with 70, not 2."""
 
 
 def choose(field: str, table: Mapping[str, Any], name: str) -> Any:

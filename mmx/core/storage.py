@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmx.core.errors import UserError
+from mmx.core.errors import Unavailable, UserError
 
 if TYPE_CHECKING:  # at run time in functions: `mmx --help` does without
     from etils import epath
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # at run time in functions: `mmx --help` does without
 os.environ["EPATH_USE_TF"] = "false"
 
 T = TypeVar("T")
+PROBE = ".mmx-probe-"  # how the names of objects begin that are there for a moment only
 _TRIES = 6  # ours: with the waits between them, half a minute; gcsfs takes as long over each
 _FIRST_WAIT = 1.0  # ours: seconds; doubles each time
 _TIMEOUT = 60.0  # ours: seconds for one request; a request carries 5 MiB at most
@@ -204,7 +205,7 @@ def check_bucket(flag: str, folder: "epath.Path") -> None:
     Raises:
       UserError: no such bucket, no credentials, no permission.
     """
-    probe = folder / f".mmx-probe-{secrets.token_hex(4)}"
+    probe = folder / f"{PROBE}{secrets.token_hex(4)}"
     try:
         probe.write_bytes(b"mmx")
         probe.unlink()
@@ -213,7 +214,7 @@ def check_bucket(flag: str, folder: "epath.Path") -> None:
     except Exception as error:
         if explain(error) is None:
             raise
-        raise UserError(f"{flag}: cannot write there ({_reason(error)})") from error
+        raise refusal(error, f"{flag}: cannot write there ({_reason(error)})") from error
 
 
 # Trying again
@@ -227,7 +228,7 @@ def retry(doing: str, action: Callable[[], T], tries: int = _TRIES) -> T:
       action: may be begun anew from the start.
 
     Raises:
-      UserError: it failed ``tries`` times.
+      Unavailable: it failed ``tries`` times.
       Exception: the action's own, when trying again cannot help (a full disk, no permission).
     """
     began = time.monotonic()
@@ -238,7 +239,7 @@ def retry(doing: str, action: Callable[[], T], tries: int = _TRIES) -> T:
             if not is_transient(error):
                 raise
             if not left:
-                raise UserError(
+                raise Unavailable(
                     f"{doing} ({_reason(error)}; tried {tries} times in "
                     f"{time.monotonic() - began:.0f} s)"
                 ) from error
@@ -257,6 +258,12 @@ def is_transient(error: BaseException) -> bool:
         return str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
     gcsfs = sys.modules.get("gcsfs.retry")
     return gcsfs is not None and gcsfs.is_retriable(error)
+
+
+def refusal(error: BaseException, message: str) -> UserError:
+    """An error with a message of ours, of the kind that says whether it may pass."""
+    passing = isinstance(error, Unavailable) or is_transient(error)
+    return (Unavailable if passing else UserError)(message)
 
 
 def explain(error: BaseException) -> str | None:
@@ -288,4 +295,4 @@ def _refusals(file: "epath.Path") -> Iterator[None]:
     except Exception as error:
         if explain(error) is None:
             raise
-        raise UserError(f"{file}: cannot be written ({_reason(error)})") from error
+        raise refusal(error, f"{file}: cannot be written ({_reason(error)})") from error

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mmx.core import storage, tree
-from mmx.core.errors import UserError
+from mmx.core.errors import Unavailable, UserError
 from mmx.core.run_dir import UNFINISHED, finished_steps, unfinished_saves
 from mmx.train import distributed
 from mmx.train.digests import Digests
@@ -189,9 +189,10 @@ class Checkpoints:
         reason = known[0] if known else f"{type(error).__name__}: {' '.join(text.split())[:200]}"
         if isinstance(error, UserError):
             reason = text
-        return UserError(
+        return storage.refusal(
+            error,
             f"{self.directory}: the checkpoint of step {self._writing} was not written ({reason}); "
-            f"{kept}. Mend that, then run the same command again to go on from there."
+            f"{kept}. Mend that, then run the same command again to go on from there.",
         )
 
     def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
@@ -270,7 +271,9 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> Exception:
         where = f"{self.directory / str(step)}: {_brief(error)}"
         if storage.is_transient(error) or storage.explain(error):
-            return UserError(f"{where}; the bucket, not the checkpoint, is at fault: try again")
+            return storage.refusal(
+                error, f"{where}; the bucket, not the checkpoint, is at fault: try again"
+            )
         return BrokenCheckpoint(where)
 
     def restore_newest(
@@ -278,10 +281,25 @@ class Checkpoints:
     ) -> tuple[int, TrainState] | None:
         """The newest readable state; broken ones are named and moved aside. None: there is none.
 
-        One that a single process of several cannot read is broken for all.
+        Process 0 says which step: what another one lists may be old (NFS keeps it for a while). One
+        that a single process of several cannot read is broken for all.
+
+        Raises:
+          Unavailable: a process does not see the folder that process 0 sees.
         """
-        while steps := self.steps():
-            step, state = steps[-1], None
+        while True:
+            steps, state = self.steps(), None
+            mine = steps[-1] if steps else -1
+            step = distributed.of_host_0(mine)
+            if step != mine:
+                self.manager.reload()  # what is saved next is checked against this list
+            if step < 0:
+                return None
+            if distributed.is_many() and not (self.directory / str(step)).exists():
+                raise Unavailable(
+                    f"{self.directory / str(step)}: not seen here, but by process 0; start the "
+                    "same command on all again once it is, in a folder that all processes share"
+                )
             error = f"{self.directory / str(step)}: another process"
             reader = Checkpoints(self.directory, read_only=True)
             try:
@@ -302,7 +320,6 @@ class Checkpoints:
                 )
             distributed.barrier(f"step {step} is moved aside")
             self.manager.reload()
-        return None
 
 
 def _may_pass(error: Exception) -> bool:

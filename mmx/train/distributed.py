@@ -21,8 +21,8 @@ import traceback
 import warnings
 from dataclasses import dataclass
 
-from mmx.core import storage
-from mmx.core.errors import UserError
+from mmx.core import exits
+from mmx.core.errors import EXIT_FAULT, UserError
 
 JOIN_SECONDS = 300  # as jax: the hosts of a pod are up at different times
 LOST_SECONDS = 60  # ours: without a sign of life for so long, a process counts as lost
@@ -187,7 +187,7 @@ def together():
     """Join the other processes of the run, if there are any; what fails here fails on all.
 
     An error in here is printed on every process, after the number of the one that had it, and all
-    end with its exit code: 2 for a UserError, else 1. A process that is killed, or whose host is
+    end with its exit code, as in :mod:`mmx.core.exits`. A process that is killed, or whose host is
     gone, ends the others with code 76: at once if that was process 0, else within a minute.
 
     Raises:
@@ -215,14 +215,11 @@ def together():
             raise
         if gone := _peer_gone(error):
             _leave(EXIT_LOST, _lost(cluster, _line(gone)))
-        if isinstance(error, UserError):
-            _fail(2, str(error))
-        if reason := storage.explain(error):
-            _fail(2, f"the bucket cannot be read ({reason})")
+        if told := exits.told(error):
+            _fail(*told)
         traceback.print_exc()
-        _fail(1, _line(error))
-    # Before the interpreter ends: neither may call into it then.
-    over.set()
+        _fail(EXIT_FAULT, _line(error))
+    over.set()  # before the interpreter ends: nothing may call into it then
     listener.join()
     _speak_last(False)
 
@@ -256,8 +253,8 @@ def join(cluster: Cluster) -> None:
         )
     except Exception as error:
         raise UserError(f"{late} ({_line(error)})") from error
-    reason = "jax, which says why above, ended this one"
-    _last_words = (EXIT_LOST, f"mmx: error: {_lost(cluster, reason)}\n".encode())
+    words = _lost(cluster, "jax says why above", "aborted; most often another one is gone")
+    _last_words = (EXIT_LOST, f"mmx: error: {words}\n".encode())
     _cluster = cluster
 
 
@@ -277,6 +274,16 @@ def all_hold(condition: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+def of_host_0(number: int) -> int:
+    """Process 0's number, on every process; all of them have to ask."""
+    if not _cluster:
+        return number
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 @contextlib.contextmanager
@@ -341,25 +348,27 @@ def _leave(code: int, message: str) -> None:
 
 def _exit(code: int) -> None:
     """At once: what jax does at the end of a process waits for the others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(code)
 
 
 def _peer_gone(error: BaseException | None) -> BaseException | None:
     """What says that a peer is gone: the error, or one that it came from (a save that failed)."""
-    while error:
-        ours = isinstance(error, UserError)  # may quote a path
-        if not ours and any(mark in str(error) for mark in _PEER_GONE):
+    import jax
+
+    while error:  # of jax alone: a bucket resets connections, too
+        said = str(error) if isinstance(error, jax.errors.JaxRuntimeError) else ""
+        if any(mark in said for mark in _PEER_GONE):
             return error
         error = error.__cause__ or error.__context__
     return None
 
 
-def _lost(cluster: Cluster, reason: str) -> str:
+def _lost(cluster, reason: str, what: str = "another one is gone or does not answer") -> str:
     return (
-        f"process {cluster.index} of {cluster.count}: another one is gone or does not answer "
-        f"({reason}); start the same command on all to go on from the last checkpoint"
+        f"process {cluster.index} of {cluster.count}: {what} ({reason}); start the same command on "
+        "all to go on from the last checkpoint"
     )
 
 
@@ -377,7 +386,8 @@ def _on_abort(number: int) -> None:
 
 def _speak_last(on: bool = True) -> None:
     """jax aborts a process whose peers are gone, from a thread of its own: Python is not asked, and
-    its callback for that cannot be written in Python. So the C library asks us."""
+    its callback for that cannot be written in Python. So the C library asks us. A handler cannot
+    tell such an abort from any other (a failed check in XLA): hence "most often" in our line."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p) if on else None)

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from mmx.core import storage
-from mmx.core.errors import UserError
+from mmx.core.errors import Unavailable, UserError
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_what_may_pass_is_tried_again_with_longer_waits(waits, error):
 def test_tries_come_to_an_end(waits):
     action, calls = failing(99, OSError(errno.EIO, "Input/output error"))
     want = r"^x: cannot be written \(Input/output error; tried 6 times in \d+ s\)$"
-    with pytest.raises(UserError, match=want):
+    with pytest.raises(Unavailable, match=want):
         storage.retry("x: cannot be written", action)
     assert len(calls) == 6 and len(waits) == 5
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import read_scalars, training
 
-from mmx.core.errors import UserError
+from mmx.core.errors import Unavailable, UserError
 from mmx.core.run_dir import RunDir, check_workdir, finished_steps, open_or_create
+from mmx.train import distributed
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.start import read_weights
 from mmx.train.state import TrainState
@@ -349,3 +350,20 @@ def test_training_stops_when_it_cannot_save(toy_config, train_toy, tmp_path, sma
         config.steps = 8
     train_toy(config, folder)
     assert RunDir(folder).steps() == [6, 8]
+
+
+def test_process_0_says_which_step(copied, monkeypatch):
+    """Another process's list may be old: longer, shorter, or empty."""
+    wanted, checkpoints = layout(state_of(1)), Checkpoints(copied)
+    for said in (1, -1, 3):
+        monkeypatch.setattr(distributed, "of_host_0", lambda mine, said=said: said)
+        monkeypatch.setattr(distributed, "is_many", lambda: True)
+        if said == 3:
+            with pytest.raises(Unavailable, match="checkpoints/3: not seen here, but by process 0"):
+                checkpoints.restore_newest(*wanted)
+        elif said < 0:
+            assert checkpoints.restore_newest(*wanted) is None
+        else:
+            step, state = checkpoints.restore_newest(*wanted)
+            assert step == 1 and same(state, state_of(1))
+    checkpoints.close()

@@ -3,6 +3,7 @@
 import os
 import sys
 
+import jax
 import pytest
 
 from mmx.core.errors import UserError
@@ -172,7 +173,7 @@ def test_one_process_starts_nothing(given, monkeypatch):
 
 def test_a_save_that_failed_for_a_lost_peer_is_no_bad_input():
     """However often the error was wrapped; but not for what a path happens to be called."""
-    gone = RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
     try:
         try:
             raise ValueError("in a thread") from gone
@@ -181,3 +182,6 @@ def test_a_save_that_failed_for_a_lost_peer_is_no_bad_input():
     except UserError as error:
         assert distributed._peer_gone(error) is gone
     assert distributed._peer_gone(UserError("runs/Gloo: no such run")) is None
+    reset = ConnectionResetError(104, "Connection reset by peer")  # of a bucket
+    assert distributed._peer_gone(reset) is None
+    assert distributed._peer_gone(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")) is None
