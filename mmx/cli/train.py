@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 
 from mmx.core import config as configs
@@ -10,6 +11,7 @@ from mmx.core.errors import UserError
 from mmx.core.run_dir import (
     RunDir,
     check_data,
+    check_same,
     check_workdir,
     keeps_stages,
     open_or_create,
@@ -32,7 +34,8 @@ Several processes train one run when the same command starts on each: on Cloud T
 is; elsewhere with JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES=N and
 JAX_PROCESS_ID=0 to N-1 set. The workdir is one that all of them share.
 Exit codes: 0 done, 1 a loss or gradient is not finite, 2 bad input, 75 asked to stop (SIGTERM,
-Ctrl-C) and saved, 76 another process of the run is lost: run the same command to go on.
+Ctrl-C) and saved, 76 another process of the run is lost, 70 a store does not answer or a fault: run
+the same command to go on.
 """
 
 
@@ -62,7 +65,15 @@ def run(args) -> int:
     configs.check_numbers(config)
     workdir = RunDir(storage.normal(args.workdir))
     with distributed.together():
-        return _run(args, config, workdir)
+        if distributed.is_many():  # jax has SIGTERM then, and the loop looks
+            return _run(args, config, workdir)
+        with preemption.watch((signal.SIGTERM,)):
+            try:
+                return _run(args, config, workdir)
+            except preemption.Interrupted:
+                raise preemption.Preempted(
+                    "stopped before the first step; nothing to save; run the same command to begin"
+                ) from None
 
 
 def _run(args, config, workdir: RunDir) -> int:
@@ -81,10 +92,12 @@ def _run(args, config, workdir: RunDir) -> int:
     profile = profiled_steps(args.profile, config.steps) if args.profile else None
     data = _check_inputs(config, workdir, args.init_from)
     clock.note("inputs checked")
+    preemption.check()
 
     from mmx.cli.backend import start_jax
 
     start_jax()
+    preemption.check()
     distributed.barrier("nothing is missing")
     clock.note("jax started")
     with train_alone(workdir) if is_host_0 else contextlib.nullcontext():
@@ -105,6 +118,8 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, pr
                 f"--workdir={workdir.path}: what process 0 writes there is not seen here; name a "
                 "folder that all processes share"
             )
+        else:
+            check_same(workdir, config, data)
         task = make_task(config, workdir)
     try:
         loop.train(task, config, workdir, init_from, clock, profile)

@@ -77,6 +77,8 @@ _watch: Watch | None = None
 def watch(signals=(signal.SIGTERM, signal.SIGINT), many: bool = False):
     """While this is open the signals ask; a second Ctrl-C interrupts at once.
 
+    One inside another takes over that a stop was asked for.
+
     Args:
       signals: that ask.
       many: see :class:`Watch`.
@@ -84,12 +86,14 @@ def watch(signals=(signal.SIGTERM, signal.SIGINT), many: bool = False):
     global _watch
     if many:
         signals = [number for number in signals if number != signal.SIGTERM]
-    _watch = Watch(many)
+    outer, _watch = _watch, Watch(many)
+    if outer and not many:
+        _watch._asked = outer._asked
     previous = {n: signal.signal(n, _watch.handle) for n in signals}
     try:
         yield _watch
     finally:
-        _watch = None
+        _watch = outer
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,11 @@ def check_workdir(run: RunDir, config: ConfigDict) -> None:
         if run.has_saved():
             configs.check_resumable(old, config)
     elif run.path.is_dir():
-        if any(path != run.lock_file for path in storage.children(run.path)):
+
+        def ours(path):  # of another process that starts, too
+            return path == run.lock_file or path.name.startswith(storage.PROBE)
+
+        if not all(ours(path) for path in storage.children(run.path)):
             raise UserError(
                 f"--workdir={run.path}: the folder is not empty and is no run; choose another"
             )
@@ -239,6 +243,33 @@ def check_data(run: RunDir, data: dict) -> None:
             f"{data['directory']}: not the data that {run.path} began with, it was prepared anew "
             f"({'; '.join(changed)}); put the old data back (--config.data.data_dir) or use a new "
             "--workdir"
+        )
+
+
+def check_same(run: RunDir, config: ConfigDict, data: Mapping[str, Any]) -> None:
+    """Refuse one of several processes whose config or data are not those that process 0 recorded.
+
+    Args:
+      data: see :func:`check_data`; where it lies may differ.
+
+    Raises:
+      UserError: names the fields that differ.
+    """
+    there, here = configs.flat_items(run.config()), configs.flat_items(config)
+    there = {f"config.{name}": value for name, value in there.items()}
+    here = {f"config.{name}": value for name, value in here.items()}
+    recorded = run.data() or {}
+    for name in ("fingerprint", "splits"):
+        there[f"data {name}"], here[f"data {name}"] = recorded.get(name), data[name]
+    changed = [
+        f"{name}: {there.get(name, '(absent)')!r} of process 0, {here.get(name, '(absent)')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={run.path}: {'; '.join(changed[:4])}; start the same command, with the "
+            "same data, on all processes"
         )
 
 

@@ -55,6 +55,25 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_another_process_that_starts_is_no_other_thing(tmp_path):
+    """Its lock, and what it tries out in a bucket."""
+    for name in (".lock", ".mmx-probe-0a1b2c3d"):
+        (tmp_path / name).touch()
+    run_dir.check_workdir(RunDir(tmp_path), CONFIG)
+
+
+def test_processes_of_one_run_agree(run):
+    data = {"directory": "/data", "splits": {"train": 3}, "fingerprint": "abc"}
+    run.data_file.write_text(json.dumps(data))
+    run_dir.check_same(run, CONFIG, data | {"directory": "/mnt/data"})
+    other = ConfigDict(CONFIG.to_dict() | {"steps": 9})  # also what a resumed run may change
+    with pytest.raises(UserError, match=r"a: config\.steps: 5 of process 0, 9 here; start"):
+        run_dir.check_same(run, other, data)
+    want = "data fingerprint: 'abc' of process 0, 'abd' here"
+    with pytest.raises(UserError, match=want):
+        run_dir.check_same(run, CONFIG, data | {"fingerprint": "abd"})
+
+
 def test_going_on_keeps_the_new_length_and_refuses_the_rest(run):
     longer = ConfigDict(CONFIG.to_dict() | {"steps": 9})
     assert run_dir.open_or_create(run.path, longer).config().steps == 9

@@ -165,3 +165,34 @@ def test_several_processes_look_in_step(monkeypatch):
         with stop.waiting():  # the others may have gone on
             pass
     assert len(seen) == 3 and np.all(np.diff(seen) == 1)
+
+
+def test_a_stop_before_a_watch_inside_another_is_kept():
+    with preemption.watch((signal.SIGTERM,)) as outer:
+        ask()
+        with preemption.watch() as inner:
+            assert inner.asked()
+        with pytest.raises(preemption.Interrupted):
+            preemption.check()
+        assert outer.asked()
+
+
+@pytest.mark.parametrize("where", ["_check_inputs", "_train"])
+def test_a_stop_before_the_loop_ends_with_75(tmp_path, monkeypatch, capsys, where):
+    """While the data is read, and while the task is made."""
+    from mmx.cli import main, train
+
+    monkeypatch.setattr("mmx.models.registry._TASKS", {"toy": ("toy", "ToyTask")})
+    monkeypatch.setattr("mmx.data.source.open_source", toy.open_toy)
+    monkeypatch.setattr("mmx.train.loop.open_source", toy.open_toy)
+    real = getattr(train, where)
+
+    def asked(*args):
+        ask()
+        return real(*args)
+
+    monkeypatch.setattr(train, where, asked)
+    config, run = toy.__file__.replace("toy.py", "toy_config.py"), tmp_path / "run"
+    assert main.main(["train", "--config", config, "--workdir", str(run)]) == 75
+    assert "mmx: stopped before the first step; nothing to save" in capsys.readouterr().err
+    assert RunDir(run).steps() == [] and run.exists() == (where == "_train")
