@@ -245,7 +245,9 @@ def test_doctor_adds_over_all_devices_and_writes_to_the_workdir(pod, tmp_path):
 
     def doctor(*args):
         said = subprocess.check_output([*command, *args], env=env, text=True)
-        return [line.removeprefix("mmx-answer w-0 ") for line in said.splitlines()]
+        said = [line.removeprefix("mmx-answer w-0 ") for line in said.splitlines()]
+        # Whoever compiles for a TPU on this machine leaves libtpu's lock file in /tmp.
+        return [line for line in said if not line.startswith("warn lock: ")]
 
     workdir = tmp_path / "work dir"
     said = doctor("1", str(workdir))
