@@ -16,7 +16,7 @@ parse 'name= project= zone= commit= ignore-dirty' "$@"
 open_tpu
 hash=$(git -C "$HERE" rev-parse --verify --quiet --end-of-options "${commit:-HEAD}^{commit}") ||
     refuse "--commit=$(quoted "${commit:-HEAD}"): no commit of $HERE"
-if [[ -z $commit && -z $ignore_dirty && $(git -C "$HERE/.." status --porcelain | head -n 1) ]]; then
+if [[ -z $commit && -z $ignore_dirty && $(git -C "$HERE/.." --no-optional-locks status --porcelain | head -n 1) ]]; then
     refuse "the tree has changes that are not committed: commit them, or --ignore-dirty leaves them behind"
 fi
 

@@ -65,6 +65,26 @@ def test_dry_runs_are_as_recorded(cloud, source):
         raise AssertionError(f"{GOLDEN} did not match and is written anew: is its diff as meant?")
 
 
+def test_a_dry_run_changes_nothing(cloud):
+    """No tool that changes anything is started, and git only to read."""
+    cloud.create()
+    ran = cloud.path / "ran"
+    tools = "gcloud git mmx xpk mkdir mv cp ln touch tee tar rm rmdir flock ssh scp kill"
+    for tool in shlex.split(tools):
+        real = shutil.which(tool) or "false"
+        cloud.tool(tool, f'#!/bin/sh\necho "{tool} $*" >>"{ran}"\nexec {real} "$@"\n')
+    for command in [*COMMANDS, "sync", "sync --commit=HEAD~1"]:
+        if command.startswith("create"):
+            command += " --name=other"
+        name, *args = shlex.split(command)
+        cloud.run(name, "--dry-run", *args, TMPDIR=str(cloud.path))
+    said = ran.read_text().replace(str(cloud.scripts), "HERE").splitlines()
+    said = [s for s in said if not s.startswith(f"rm -rf {cloud.path}/tmp.")]  # their scratch
+    reads = ("git -C HERE rev-parse ", "git -C HERE/.. --no-optional-locks status ")
+    assert [s for s in said if not s.startswith(reads)] == []
+    assert len(said) > 4 and not list(cloud.path.glob("tmp.*"))
+
+
 def test_a_dry_run_reads_back_as_the_words_of_the_real_run(cloud):
     """What --dry-run prints, parsed by a shell, is what gcloud gets."""
     args = ("--run=muse-1", "--", "--config", "c", "--workdir=gs://my-bucket/a b", "it's", '"$(x)"')
