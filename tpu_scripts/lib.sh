@@ -185,19 +185,25 @@ tpus() {
     run gcloud compute tpus "$@" "--project=$project" "--zone=$zone" </dev/null
 }
 
-# ask WORD...: stdout of a gcloud command that only reads; NONE when there is no such thing. Tries
-# again with back-off, because one refused connection must not end a run of weeks.
+# ask WORD...: stdout of a gcloud command that may come twice (it reads, or deletes); NONE when there
+# is no such thing. Tries again with back-off, because one refused connection must not end a run of
+# weeks. Ends the shell that it runs in, call it in one of its own: with 2 when we may not, else 1.
 ask() {
     local try errors=$scratch/errors
     if [[ $dry_run ]]; then tpus "$@" && return; fi
     for try in 1 2 3 4 5; do
         if tpus "$@" 2>"$errors"; then return; fi
         if grep -qE 'NOT_FOUND|code=404' "$errors"; then echo NONE && return; fi
-        if grep -qE 'PERMISSION_DENIED|UNAUTHENTICATED|credentials|account' "$errors"; then break; fi
+        # Not `auth login`: gcloud says that of a network that is down, too.
+        if grep -qE 'PERMISSION_DENIED|UNAUTHENTICATED|active account|invalid_grant|Reauthentication' "$errors"; then
+            refuse "gcloud: $(first_error); gcloud auth login, or ask for the role"
+        fi
         [[ $try == 5 ]] || sleep $((2 ** try * 5))
     done
-    fail "gcloud: $(grep -m 1 ERROR "$errors" || tail -n 1 "$errors")"
+    fail "gcloud: $(first_error)"
 }
+
+first_error() { grep -m 1 ERROR "$scratch/errors" || tail -n 1 "$scratch/errors"; }
 
 # "STATE TOKEN" of the queued resource: a state of Google Cloud's, or NONE.
 describe() {
@@ -225,16 +231,19 @@ meaning() {
     esac
 }
 
-# delete_tpu: the request and its nodes, and wait until they are gone. The record stays.
+# delete_tpu: the request and its nodes, and wait until they are gone. The record stays. Each step says
+# itself what is to happen when it fails, for `delete_tpu || ...` switches `set -e` off.
 delete_tpu() {
     local seen state token node waited=0 mine
     mine=$(recorded token)
-    seen=$(describe)
+    seen=$(describe) || return
     read -r state token <<<"$seen"
     if [[ $dry_run || $state != NONE ]]; then
         [[ $dry_run || ($token && $token == "$mine") ]] ||
             refuse "--name=$name: the one in $project/$zone was made anew by somebody else; not deleted"
-        [[ $state == DELETING ]] || tpus queued-resources delete "$name" --force --quiet
+        # When the reply was lost, the second try can be refused though the first one works.
+        [[ $state == DELETING ]] || (ask queued-resources delete "$name" --force --quiet >/dev/null) ||
+            [[ $(describe) =~ ^(NONE|DELETING) ]] || return 1
     fi
     while [[ ! $dry_run && $(describe) != NONE* ]]; do
         [[ $waited -lt 900 ]] || fail "$name is still there 900 s after it was deleted"
@@ -242,9 +251,10 @@ delete_tpu() {
         waited=$((waited + 15))
     done
     for node in $(nodes); do # a request that is gone can leave a node behind, which costs money
-        seen=$(describe_node "$node")
+        seen=$(describe_node "$node") || return
         read -r state _ token _ <<<"$seen"
-        [[ $dry_run || $state == NONE || $token != "$mine" ]] || tpus tpu-vm delete "$node" --quiet
+        [[ $dry_run || $state == NONE || $token != "$mine" ]] ||
+            (ask tpu-vm delete "$node" --quiet >/dev/null) || return
     done
 }
 
@@ -297,7 +307,7 @@ again() {
 # lets all others wait in silence.
 answers() {
     local code=0 node i count missing='' said=$scratch/answers
-    count=$(workers)
+    count=$(workers) || return
     on_workers "$@" >"$said" || code=3
     [[ ! $dry_run ]] || return 0
     sed -n 's/^\([^|]*\)| mmx-answer /\1 /p' "$said" | sort -V

@@ -18,7 +18,9 @@
 # made anew: a suspended request never comes back), SAVED (mmx ended with 75: started again), CRASHED
 # (a process died, a host restarted or lacks the run: all are stopped and started again), UNSERVED (the
 # request failed), and the ends: DONE (exit code 0), FAILED (1: training failed, a NaN returns; 2: bad
-# input; or a budget is used up), STOPPED (75: somebody ran stop.sh).
+# input; or a budget is used up), STOPPED (75: somebody ran stop.sh). UNKNOWN (Google Cloud does not
+# answer) and DENIED (it refuses the credentials) are waited out and told again every hour; DENIED at
+# the first look ends with 2. A TPU that cannot be deleted is tried again, and costs no more budget.
 source "$(dirname "$0")/lib.sh"
 
 run='' data='' max_preemptions=50 max_crashes=3 poll=60
@@ -64,7 +66,31 @@ spend() {
     note "$1 $count of ${!limit}" "$2"
 }
 
-note() { printf '%s %s: %s\n' "$(date -u +%FT%TZ)" "$1" "$2"; }
+note() {
+    noted=$(date +%s)
+    printf '%s %s: %s\n' "$(date -u +%FT%TZ)" "$1" "$2"
+}
+remind() { [[ $(($(date +%s) - noted)) -lt 3600 ]] || note "$1" "$2"; } # a note, hourly
+
+# A pause does not hold the lock: who kills this script may start it again at once.
+pause() { sleep "$poll" 9>&-; }
+
+# replace KIND WHY: delete the TPU, so that NONE follows. One that stays costs its budget once.
+replace() {
+    [[ $leaving ]] || spend "$1" "$2"
+    if (delete_tpu); then
+        leaving=''
+        return
+    fi
+    if [[ $leaving == failed ]]; then
+        remind DELETING "$name is not deleted yet"
+    else
+        note DELETING "$name was not deleted, see above; again in $poll s"
+    fi
+    leaving=failed
+    pause
+}
+
 end() {
     note "$2" "$3"
     exit "$1"
@@ -72,10 +98,16 @@ end() {
 
 # --- how it stands: sets now and why -------------------------------------------------------------
 
+# unknown CODE: `ask` ended with it.
+unknown() {
+    now=UNKNOWN why='Google Cloud does not answer; the run goes on without us'
+    [[ $1 != 2 ]] ||
+        now=DENIED why='Google Cloud refuses our credentials: gcloud auth login; the run goes on without us'
+}
+
 observe() {
     local seen state token
-    now=UNKNOWN why='Google Cloud does not answer; the run goes on without us'
-    seen=$(describe) || return 0
+    seen=$(describe) || { unknown $? && return; }
     read -r state token <<<"$seen"
     why=$(meaning "$state")
     [[ $state == NONE || $token == $(recorded token) ]] ||
@@ -92,7 +124,7 @@ observe() {
 observe_nodes() {
     local node seen state rows
     for node in $(nodes); do
-        seen=$(describe_node "$node") || return 0
+        seen=$(describe_node "$node") || { unknown $? && return; }
         read -r state _ <<<"$seen"
         why="node $node is $state"
         case $state in
@@ -137,15 +169,13 @@ if [[ $dry_run ]]; then
     start
     exit
 fi
-lock=$(record_of)/supervisor
-if ! ln -s $$ "$lock" 2>/dev/null; then
-    other=$(readlink "$lock")
-    kill -0 "$other" 2>/dev/null && refuse "--name=$name: process $other supervises it already"
-    ln -sfn $$ "$lock"
-fi
-trap 'rm -rf "$scratch" "$lock"' EXIT
+command -v flock >/dev/null || refuse "no flock here: install util-linux (macOS: brew install flock)"
+lock=$(record_of)/supervisor.lock # its pid is for people; who holds the lock supervises
+exec 9>>"$lock"
+flock --nonblock 9 || refuse "--name=$name: process $(<"$lock") supervises it already"
+echo $$ >"$lock"
 
-last='' looks=0 repeats=0 broken=''
+last='' looks=0 repeats=0 broken='' leaving='' noted=0
 while :; do
     observe
     looks=$((looks + 1))
@@ -155,6 +185,8 @@ while :; do
         repeats=1
     fi
     last=$now
+    # A TPU that is still to be deleted is so while it looks like that.
+    [[ $now =~ ^(PREEMPTED|UNSERVED|UNREACHABLE|UNKNOWN|DENIED|WAITING)$ ]] || leaving=''
     case $now in
         DONE) end 0 DONE "$run" ;;
         FAILED) end 1 FAILED "$run; launch.sh starts it all the same, delete.sh --name=$name ends the costs" ;;
@@ -172,21 +204,17 @@ while :; do
             else
                 { make && start; } || broken='the run did not start'
             fi
-            [[ -z $broken ]] || sleep "$poll"
+            [[ -z $broken ]] || pause
             ;;
         PREEMPTED)
             broken=''
-            spend preemptions "$why"
-            delete_tpu
+            replace preemptions "$why"
             ;;
-        UNSERVED)
-            spend crashes "$why"
-            delete_tpu
-            ;;
+        UNSERVED) replace crashes "$why" ;;
         SAVED | CRASHED)
             # A host that is being taken away looks like this at first: look again before judging.
             if [[ $repeats -lt 2 ]]; then
-                sleep "$poll"
+                pause
                 continue
             fi
             broken='' kind=crashes
@@ -197,15 +225,20 @@ while :; do
             ;;
         UNREACHABLE)
             if [[ $repeats -lt 5 ]]; then
-                sleep "$poll"
+                pause
                 continue
             fi
-            spend crashes "$why"
-            delete_tpu
+            replace crashes "$why"
+            ;;
+        UNKNOWN | DENIED)
+            [[ $now == UNKNOWN || $looks -gt 1 ]] || end 2 FAILED "$name: Google Cloud refuses our credentials"
+            broken=''
+            remind "$now" "$why"
+            pause
             ;;
         *)
             broken=''
-            sleep "$poll"
+            pause
             ;;
     esac
 done

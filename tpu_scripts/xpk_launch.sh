@@ -13,7 +13,8 @@
 # -- ARG...           of `mmx train`; they arrive exactly as you write them
 #
 # Needs `pip install xpk` (1.16). xpk restarts on 42 and 127-255, and here on 75 (mmx was preempted
-# and saved), 76 (it lost a peer) and 70 (a fault, or a store that does not answer); 1 (training failed) and 2 (bad input) end the workload.
+# and saved), 76 (it lost a peer) and 70 (a fault, or a store that does not answer); 1 (training
+# failed) and 2 (bad input) end the workload.
 source "$(dirname "$0")/lib.sh"
 
 cluster='' run='' image='' slices=1 max_restarts=50

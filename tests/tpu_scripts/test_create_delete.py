@@ -124,6 +124,7 @@ def test_a_question_is_asked_again_unless_it_is_hopeless(cloud):
     assert cloud.run("status").stdout.startswith("my-tpu ACTIVE")
     assert (cloud.path / "sleeps").read_text().split() == ["10", "20", "40"]
     cloud.set(broken=["PERMISSION_DENIED: no access to the project"])
-    said = cloud.run("status", code=1).stderr
+    said = cloud.run("status", code=2).stderr
     assert said.startswith("status: error: gcloud: ERROR: (gcloud.compute.tpus) PERMISSION_DENIED")
+    assert said.endswith("; gcloud auth login, or ask for the role\n")
     assert said.count("\n") == 1

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -12,12 +14,14 @@ FRESH = ["unsynced"]  # of both workers
 SETUP = [["installed commit=abc jax=0.12 packages=1"]]
 
 
-def supervise(cloud, *args, reports, code=0, plan=(), created=("ACTIVE",), commit=None, **answers):
+def supervise(
+    cloud, *args, reports, code=0, plan=(), created=("ACTIVE",), commit=None, refused=(), **answers
+):
     """Create the TPU, then supervise -> the states it went through, without their times."""
     cloud.create("--spot", "--timeout=0", plan=created)
     if commit:  # what sync.sh brought before
         (cloud.record() / "commit").write_text(f"{commit}\n")
-    cloud.set(plan=[list(p) for p in plan])
+    cloud.set(plan=[list(p) for p in plan], refused=dict(refused))
     cloud.set(answers={"report": reports, "setup": SETUP, **answers})
     done = cloud.run("supervise", *args, *ARGS, code=code)
     return [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
@@ -180,6 +184,83 @@ def test_a_network_that_is_down_for_minutes_harms_nothing(cloud):
     assert sleeps[:4] == [10, 20, 40, 80]
 
 
+DOWN = "UNAVAILABLE: connection refused"
+DENIED = "PERMISSION_DENIED: no"
+
+
+@pytest.mark.parametrize(
+    ("refused", "noted"),
+    [
+        ({"queued-resources delete": [DOWN]}, []),
+        ({"queued-resources delete": [DOWN] * 12}, ["DELETING"]),
+        ({"queued-resources describe": [None, *[DOWN] * 5]}, ["DELETING"]),
+        ({"queued-resources delete": [DENIED] * 3}, ["DELETING"]),
+    ],
+)
+def test_a_delete_that_fails_is_tried_again_and_costs_one_preemption(cloud, refused, noted):
+    said = supervise(cloud, "--max-preemptions=1", created=["ACTIVE", "SUSPENDED"],
+                     plan=[["ACTIVE"]], reports=[["exited 0 9"]], refused=refused)  # fmt: skip
+    assert names(said) == ["PREEMPTED", "preemptions 1 of 1", *noted, "NONE", "DONE", "DONE"]
+
+
+def test_a_delete_that_takes_longer_than_we_wait(cloud):
+    """Google Cloud goes on with it for 1050 s."""
+    real = (cloud.bin / "gcloud").read_text().removeprefix("#!/bin/sh\n")
+    cloud.create("--timeout=0", plan=["SUSPENDED"], code=1)
+    cloud.set(plan=[["ACTIVE"]], answers={"report": [["exited 0 9"]]})
+    token = (cloud.record() / "token").read_text().strip()
+    cloud.tool("gcloud", f"""#!/bin/sh
+        case "$*" in *queued-resources\\ describe*)
+            echo >>"{cloud.path}/looks"
+            n=$(wc -l <"{cloud.path}/looks")
+            [ $n -gt 2 ] || {{ echo SUSPENDED {token} && exit; }}
+            [ $n -gt 70 ] || {{ echo DELETING {token} && exit; }}
+        esac\n{real}""")  # fmt: skip
+    done = cloud.run("supervise", *ARGS)
+    assert "my-tpu is still there 900 s after it was deleted" in done.stderr
+    said = [line.split(" ", 1)[1] for line in done.stdout.splitlines()]
+    assert names(said)[2:] == ["DELETING", "WAITING", "NONE", "DONE", "DONE"]
+
+
+@pytest.mark.parametrize("words", [
+    DENIED,
+    "UNAUTHENTICATED: Request had invalid authentication credentials",
+    "You do not currently have an active account selected.",
+])  # fmt: skip
+def test_refused_credentials_end_it_at_once(cloud, words):
+    cloud.create()
+    cloud.set(broken=[words])
+    said = cloud.run("supervise", *ARGS, code=2).stdout.splitlines()
+    assert said[-1].endswith(" FAILED: my-tpu: Google Cloud refuses our credentials")
+
+
+def test_credentials_that_expire_are_told_every_hour_until_renewed(cloud):
+    cloud.create()
+    cloud.set(refused={"queued-resources describe": [None, *[DENIED] * 4]})
+    cloud.set(answers={"report": [["running"], ["exited 0 9"]]})
+    clock = cloud.path / "clock"  # each look is half an hour after the one before
+    cloud.tool(
+        "date",
+        f"""#!/bin/sh
+        [ "$1" = +%s ] || exec {shutil.which("date")} "$@"
+        echo >>"{clock}"; echo $((1800 * $(wc -l <"{clock}")))\n""",
+    )
+    said = [line.split(" ", 1)[1] for line in cloud.run("supervise", *ARGS).stdout.splitlines()]
+    assert names(said)[0] == "RUNNING" and names(said)[-2:] == ["DONE", "DONE"]
+    assert said[1].startswith("DENIED: Google Cloud refuses our credentials: gcloud auth login; ")
+    assert said[1:-2] == [said[1]] * 3
+
+
+@pytest.mark.parametrize("report", [["exited 70 5", "exited 1 7"], ["exited 76 5"]])
+def test_a_machine_that_failed_or_a_peer_that_was_lost_is_a_crash(cloud, report):
+    said = supervise(
+        cloud, "--max-crashes=1", reports=[report, report, ["running"], report], code=1
+    )
+    end = ["RUNNING", "CRASHED", "FAILED"]
+    assert names(said) == ["CRASHED", "crashes 1 of 1", *end]
+    assert "all 1 crashes of --max-crashes are used up" in said[-1]
+
+
 def test_stopped_before_goes_on_when_asked_to(cloud):
     said = supervise(cloud, reports=[["stopped 75 5"], ["running"], ["exited 0 9"]])
     assert names(said) == ["STOPPED", "RUNNING", "DONE", "DONE"]
@@ -198,20 +279,27 @@ def test_many_slices_are_one_run(cloud):
 
 
 def test_only_one_supervisor(cloud):
+    """The lock decides, not the pid in it, which can be of a dead one or used again."""
     cloud.create()
-    sleeper = subprocess.Popen(["sleep", "60"])
-    lock = cloud.record() / "supervisor"
-    lock.symlink_to(str(sleeper.pid))
-    try:
-        said = cloud.run("supervise", *ARGS, code=2).stderr
-        assert f"process {sleeper.pid} supervises it already" in said
-        assert os.readlink(lock) == str(sleeper.pid)
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-    cloud.set(answers={"report": [["exited 0 9"]]})
-    cloud.run("supervise", *ARGS)  # a dead one is in nobody's way
-    assert not lock.is_symlink()
+    cloud.set(answers={"report": [["running"], ["exited 0 9"]]})
+    cloud.tool("sleep", f'#!/bin/sh\ntouch "{cloud.path}/waits"; read x <"{cloud.path}/go"\n')
+    os.mkfifo(cloud.path / "go")
+    (cloud.record() / "supervisor.lock").write_text(f"{os.getpid()}\n")
+    command = ["bash", cloud.scripts / "supervise.sh", *ARGS]
+    with subprocess.Popen(command, env=cloud.env, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            until = time.monotonic() + 30
+            while not (cloud.path / "waits").exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert (
+                f"process {first.pid} supervises it already"
+                in cloud.run("supervise", *ARGS, code=2).stderr
+            )
+            (cloud.path / "go").write_text("\n")
+            assert first.communicate(timeout=30)[0].endswith(" DONE: muse-1\n")
+        finally:
+            first.kill()
+    cloud.run("supervise", *ARGS)  # one that ended is in nobody's way
 
 
 def test_a_tpu_that_somebody_made_anew_is_left_alone(cloud):
