@@ -31,7 +31,7 @@ class Entry:
 _NO_WINDOWED = Entry(
     "",
     options={"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000},
-    why="a product of sharded weights becomes a loop of small ones by default: three times the "
+    why="a product of sharded weights becomes a loop of small ones by default: twice the "
     "cycles of muse/base_632m with fsdp=16 on v5e:4x4; AXLearn turns it off on v6e too",
 )
 _GATHER = Entry(

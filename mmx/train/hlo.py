@@ -176,11 +176,11 @@ def _walk_dearest(computations, one: Instruction, times: float, out: Cost) -> No
 
 
 def trip_count(computations, loop: Instruction) -> int:
-    """How often a loop's body runs: the constant that its condition compares the counter to.
+    """How often a loop's body runs: from its counter's start, by its step, to the constant that its
+    condition compares it to.
 
     Raises:
-      ValueError: the loop is of another form than ``lax.scan`` and ``fori_loop`` give, or does not
-        count from 0 by ones.
+      ValueError: another form of loop than ``lax.scan``, ``fori_loop`` and the compiler make.
     """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
@@ -192,29 +192,31 @@ def trip_count(computations, loop: Instruction) -> int:
     if root.opcode == "compare" and "direction=LT" in root.text and len(operands) == 2:
         by_name = {one.name: one for one in condition}
         count, bound = (by_name.get(name) for name in operands)
-        if count is not None and bound is not None and bound.opcode == "constant":
-            index = re.search(r"index=(\d+)", count.text)
-            if index and _counts_by_ones(computations, loop, body, int(index[1])):
-                return int(bound.operands)
+        index = re.search(r"index=(\d+)", count.text) if count is not None else None
+        if index and bound is not None and bound.opcode == "constant":
+            start, step = _start_and_step(computations, loop, body, int(index[1]))
+            if step > 0:
+                return max(0, -(-(int(bound.operands) - start) // step))
     raise ValueError(f"the turns of the loop {loop.name} cannot be read: {root.text[:200]}")
 
 
-def _counts_by_ones(computations, loop: Instruction, body, index: int) -> bool:
-    """Does a loop's counter start at 0 and grow by 1? False only where it is seen not to: the
-    compiler may pass its constants through copies and arguments."""
-    everywhere = [one for inside in computations.values() for one in inside]
-    found = {one.name: one for one in everywhere}
+def _start_and_step(computations, loop: Instruction, body, index: int) -> tuple[int, int]:
+    """Of a loop's counter; 0 and 1, as ``lax.scan`` has them, where the compiler passes its
+    constants through copies and arguments."""
+    found = {one.name: one for inside in computations.values() for one in inside}
+    constant = lambda one, other: (
+        int(one.operands) if one is not None and one.opcode == "constant" else other
+    )
     start = found.get((_names(loop.operands) or [""])[0])
     if start is not None and start.opcode == "tuple":
         start = found.get(_names(start.operands)[index])
     inside = {one.name: one for one in body}
-    step = inside.get((_names(_root(body).operands) or [""] * (index + 1))[index])
-    constants = [start] if start is not None and start.opcode == "constant" else []
-    good = all(one.operands == "0" for one in constants)
-    if step is not None and step.opcode == "add":
-        parts = [inside.get(name) for name in _names(step.operands)]
-        good &= all(one.operands == "1" for one in parts if one and one.opcode == "constant")
-    return good
+    results = _names(_root(body).operands)
+    add = inside.get(results[index]) if index < len(results) else None
+    step = 1
+    if add is not None and add.opcode == "add":
+        step = max((constant(inside.get(name), 1) for name in _names(add.operands)), default=1)
+    return constant(start, 0), step
 
 
 def _root(computation: list[Instruction]) -> Instruction:

@@ -72,7 +72,7 @@ def rules_out(tried: Candidate, fits: bool, other: Candidate) -> bool:
 
     What does not fit does not fit with more kept alive; what fits is not made faster by smaller
     microbatches. Recomputing more may: what is kept of a scanned stack goes through the memory
-    (muse/base_632m on v5e:4x4: 0.64 s with "dots", 0.53 s with "full").
+    (muse/base_632m on v5e:4x4: 0.64 s with "dots", 0.52 s with "full").
     """
     same = (tried.data, tried.fsdp, tried.tensor) == (other.data, other.fsdp, other.tensor)
     saves = _REMAT.index(other.remat or "none") - _REMAT.index(tried.remat or "none")

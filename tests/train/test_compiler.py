@@ -74,7 +74,7 @@ def leave_out(monkeypatch, option):
 def test_a_product_is_not_made_a_loop_of_small_ones(monkeypatch):
     assert "collective-permute" not in gigabytes(lowered("v5e:4x4"))
     leave_out(monkeypatch, "xla_jf_spmd_threshold_for_windowed_einsum_mib")
-    assert gigabytes(lowered("v5e:4x4"))["collective-permute"] > 0.1
+    assert gigabytes(lowered("v5e:4x4"))["collective-permute"] > 0.05
 
 
 def test_thin_shards_are_gathered_not_summed(monkeypatch):
