@@ -144,7 +144,7 @@ def test_other_hosts_say_nothing(capsys):
 
 
 def test_training_notes_are_short():
-    from mmx.train.loop import _brief
+    from mmx.train.metrics import brief
 
     values = {
         "accuracy": 0.25361, "codebook/usage": 0.5, "grad_norm/main": 1.19, "loss/l2": 0.3,
@@ -152,7 +152,7 @@ def test_training_notes_are_short():
         "speed/steps_per_sec": 13.306, "test/loss": 3.8734, "test/loss_mask_0_25": 3.88,
         "psnr": 21.0512,
     }  # fmt: skip
-    assert _brief(values) == (
+    assert brief(values) == (
         "accuracy 0.2536  loss 4.684  psnr 21.05  steps/s 13.31  test/loss 3.873"
     )
-    assert not re.search(r"=|\n", _brief(values))
+    assert not re.search(r"=|\n", brief(values))
