@@ -232,7 +232,6 @@ def test_muse_and_its_tokenizer_agree_on_every_mesh(data_dir, vqgan_run, tmp_pat
                 config.eval.examples = 8
                 if codec:
                     config.codec.run = str(codec)
-                    config.eval.splits = config.preview_prompts = ()  # the steps alone
             on_mesh(monkeypatch, *sizes)
             run = open_or_create(tmp_path / f"{name}{sizes}".replace(" ", ""), config)
             loop.train(make_task(config, run), config, run)
