@@ -72,8 +72,7 @@ def rules_out(tried: Candidate, fits: bool, other: Candidate) -> bool:
 
     What does not fit does not fit with more kept alive; what fits is not made faster by smaller
     microbatches. Recomputing more may: what is kept of a scanned stack goes through the memory
-    (muse/base_632m on v5e:4x4: 0.64 s
-    with "dots" on 1 x 16, 0.52 s with "full" on 2 x 8).
+    (muse/base_632m on v5e:4x4: 0.64 s with "dots" on 1 x 16, 0.52 s with "full" on 2 x 8).
     """
     same = (tried.data, tried.fsdp, tried.tensor) == (other.data, other.fsdp, other.tensor)
     saves = _REMAT.index(other.remat or "none") - _REMAT.index(tried.remat or "none")
