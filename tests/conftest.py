@@ -10,6 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import pytest
+from filelock import FileLock
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -26,10 +27,23 @@ def run_mmx(*args, env=None, check=True, timeout=600) -> subprocess.CompletedPro
     return done
 
 
+def once(tmp_path_factory, name: str, make) -> Path:
+    """A folder that is made once, though several processes share the tests (pytest -n)."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # the worker's own is in it
+    folder, done = base / name, base / f"{name}.done"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """One cache of compiled programs for the session, in-process and in subprocesses alike."""
-    folder = tmp_path_factory.mktemp("jax_cache")
+    folder = once(tmp_path_factory, "jax_cache", Path.mkdir)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     import jax
 
@@ -41,27 +55,23 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A data directory with openmoji/32 in it."""
-    folder = tmp_path_factory.mktemp("data")
-    run_mmx("prepare", "openmoji", "--config", "32", "--data_dir", folder)
-    return folder
+    prepare = lambda to: run_mmx("prepare", "openmoji", "--config", "32", "--data_dir", to)
+    return once(tmp_path_factory, "data", prepare)
 
 
 @pytest.fixture(scope="session")
 def vqgan_run(data_dir, tmp_path_factory) -> Path:
     """A tokenizer trained for 20 steps. Read it, never write into it."""
-    folder = tmp_path_factory.mktemp("runs") / "vqgan"
-    run_mmx("train", "--config", "vqgan/openmoji32:tiny", "--workdir", folder,
-            f"--config.data.data_dir={data_dir}")  # fmt: skip
-    return folder
+    command = ["train", "--config", "vqgan/openmoji32:tiny", f"--config.data.data_dir={data_dir}"]
+    return once(tmp_path_factory, "vqgan", lambda to: run_mmx(*command, "--workdir", to))
 
 
 @pytest.fixture(scope="session")
 def muse_run(data_dir, vqgan_run, tmp_path_factory) -> Path:
     """A Muse trained for 20 steps on that tokenizer. Read it, never write into it."""
-    folder = tmp_path_factory.mktemp("runs") / "muse"
-    run_mmx("train", "--config", "muse/openmoji32:tiny", "--workdir", folder,
-            f"--config.codec.run={vqgan_run}", f"--config.data.data_dir={data_dir}")  # fmt: skip
-    return folder
+    command = ["train", "--config", "muse/openmoji32:tiny", f"--config.codec.run={vqgan_run}"]
+    command += [f"--config.data.data_dir={data_dir}"]
+    return once(tmp_path_factory, "muse", lambda to: run_mmx(*command, "--workdir", to))
 
 
 @pytest.fixture(scope="session")

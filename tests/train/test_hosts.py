@@ -32,6 +32,11 @@ FLAGS = ["--config.steps=24", "--config.save_every=4", "--config.eval_every=8",
          "--config.preview_every=8", "--config.keep=9", "--config.toy.delay=0.01"]  # fmt: skip
 COMMAND = [*TOY, *FLAGS]
 B, STEPS = 8, 24
+# Gloo tells of each connection word by word, from several threads: their lines mix.
+GLOO = re.compile(
+    r"\[Gloo\] Rank |is connected to |peer ranks\. Expected number of connected peer ranks is : "
+    r"|\d+ ?|\s"
+)
 
 
 def steps_of(folder) -> list[int]:
@@ -131,8 +136,7 @@ def test_process_0_alone_writes(unbroken, one_process):
     assert len(starts) == 1 and len(starts[0]["devices"]) == 8
     assert steps_of(folder) == [4, 8, 12, 16, 20, 24]
     assert "trained to step 24" in told[0] and "first/kernel" in told[0]
-    said = [line for line in told[1].splitlines() if not line.startswith("[Gloo]")]
-    assert said == []
+    assert GLOO.sub("", told[1]) == ""
 
 
 def test_stopped_killed_and_damaged_it_goes_on_to_the_bit(unbroken, tmp_path):
