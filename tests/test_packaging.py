@@ -89,7 +89,7 @@ def test_metadata(metadata):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload().strip() == (REPO / "README.md").read_text().strip()
     assert set(metadata.get_all("Provides-Extra")) == {
-        "demo", "test", "dev", "cuda", "gcs", "preflight", "tpu"
+        "demo", "test", "dev", "cuda", "gcs", "parity", "preflight", "tpu"
     }  # fmt: skip
 
 
@@ -118,6 +118,7 @@ def test_wheel_holds_the_package_and_the_configs(wheel):
         )
         assert any(n.endswith("LICENSE") for n in archive.namelist())
     package = {p.relative_to(REPO).as_posix() for p in REPO.glob("mmx/**/*.py")}
+    package |= {"mmx/data/clip_bpe.txt.gz", "mmx/data/clip_bpe.LICENSE.txt"}
     configs = {f"mmx/{p.relative_to(REPO).as_posix()}" for p in REPO.glob("configs/**/*.py")}
     assert configs and names == package | configs
     assert b"mmx = mmx.cli.main:main" in scripts
