@@ -3,7 +3,7 @@
 import json
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -82,7 +82,7 @@ def test_each_layout_by_hand(tmp_path):
         np.testing.assert_array_equal(got[path], want, err_msg=path)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 def test_an_index_of_several_files_and_half_precision(tmp_path, dtype):
     names = [n for n in TENSORS if n != "position_ids"]
     half = {n: TENSORS[n].astype(dtype) for n in names}
