@@ -98,3 +98,43 @@ def codebook_use(codes: np.ndarray, num_codes: int) -> tuple[stats.Score, stats.
         stats.jackknife(used / num_codes, np.array(use), 0.0, 1.0),
         stats.jackknife(perplexity(counts_E), np.array(spread), 1.0, float(num_codes)),
     )
+
+
+def ssim(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:
+    """Structural similarity of each image, [B], at most 1: 1 for equal images.
+
+    A gaussian window of 11 x 11 pixels, sigma 1.5, constants (0.01, 0.03) of the range; the mean is
+    over windows that lie inside the image, then over channels. float64.
+
+    Both [B, H, W, C] with sides of 11 pixels or more, uint8 or float in [-1, 1]; values beyond are
+    clipped.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli 2004, eq. 13.
+    """
+    images, recon = np.asarray(images_BHWC), np.asarray(recon_BHWC)
+    if images.shape != recon.shape or images.ndim != 4 or min(images.shape[1:3]) < _WINDOW:
+        raise ValueError(
+            f"ssim needs two batches [B, H, W, C] of {_WINDOW} pixels or more, got {images.shape}, "
+            f"{recon.shape}"
+        )
+    # From 0 upwards: the term of the means is no function of differences.
+    x, y = (as_float(z).astype(np.float64) + 1 for z in (images, recon))
+    rows, columns = _windows(images.shape[1]), _windows(images.shape[2])
+    mean = lambda z: np.einsum("ah,bhwc,ew->baec", rows, z, columns, optimize=True)
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = ((k * 2) ** 2 for k in (0.01, 0.03))  # the range of [-1, 1] is 2
+    top, bottom = (2 * mx * my + c1) * (2 * cov + c2), (mx**2 + my**2 + c1) * (vx + vy + c2)
+    return (top / bottom).mean((1, 2, 3))
+
+
+_WINDOW = 11
+
+
+def _windows(size: int) -> np.ndarray:
+    """[size - 10, size]: each row one place of the window along one side."""
+    weights = np.exp(-0.5 * ((np.arange(_WINDOW) - _WINDOW // 2) / 1.5) ** 2)
+    out = np.zeros((size - _WINDOW + 1, size))
+    for i in range(len(out)):
+        out[i, i : i + _WINDOW] = weights / weights.sum()
+    return out

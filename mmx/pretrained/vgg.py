@@ -5,6 +5,7 @@ Axis letters: B batch, H W pixels, C channels.
 
 import os
 import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,13 @@ def load_vgg(path: str | os.PathLike) -> tuple[list[dict[str, np.ndarray]], tupl
             tensors = load_file(local)
     except Exception as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    return layers_of(tensors, path)
+
+
+def layers_of(
+    tensors: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> tuple[list[dict[str, np.ndarray]], tuple[bool, ...]]:
+    """:func:`load_vgg` of tensors; ``path`` is for messages."""
     numbers = sorted(
         int(m.group(1)) for name in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", name))
     )

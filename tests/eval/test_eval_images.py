@@ -1,11 +1,14 @@
 """8-bit conversion, PSNR and codebook use against numbers worked out by hand."""
 
+import json
 import math
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.parity import metric_inputs as inputs
 from mmx.eval import images
 
 
@@ -92,3 +95,10 @@ def test_of_one_image_the_use_of_codes_says_nothing_about_others():
     assert (use.value, use.low, use.high, use.n) == (0.25, 0.0, 1.0, 1)
     assert (perplexity.low, perplexity.high) == (1.0, 8.0)
     assert perplexity.value == pytest.approx(2.0)
+
+
+def test_ssim_is_that_of_another_library_and_1_of_equal_images():
+    golden = json.loads((Path(__file__).parents[1] / "goldens/metrics.json").read_text())
+    image = inputs.images()
+    np.testing.assert_allclose(images.ssim(image, inputs.noisy(image)), golden["ssim"], rtol=1e-5)
+    np.testing.assert_allclose(images.ssim(image, image), 1, rtol=1e-12)
