@@ -45,7 +45,7 @@ def test_rows_come_in_batches_and_shards_padding_left_out():
     assert expected["cider_d"].value == pytest.approx(GOLDEN["cider"], rel=1e-9)
     assert expected["bleu_4"] == pytest.approx(GOLDEN["bleu"][3], rel=1e-7)
     parts = [
-        {"caption": CAPTIONS[:2] + ["padding"], "references": [*REFERENCES[:2], ["x"]],
+        {"caption": [*CAPTIONS[:2], "padding"], "references": [*REFERENCES[:2], ["x"]],
          "_mask": np.array([True, True, False])},
         {"caption": CAPTIONS[2:], "references": REFERENCES[2:]},
     ]  # fmt: skip

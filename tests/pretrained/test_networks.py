@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from experiments.parity import metric_inputs as inputs
+from mmx.cli.main import main
 from mmx.core.errors import UserError
 from mmx.eval.features import Extractor
 from mmx.eval.images import as_float
@@ -61,6 +62,14 @@ def mobilenet_dir(tmp_path_factory):
     assert made and file == networks.weights_file("mobilenetv2", folder)
     assert networks.prepare("mobilenetv2", folder) == (file, False)
     return folder
+
+
+def test_the_command_says_where_the_network_lies_and_what_is_wrong(mobilenet_dir, capsys):
+    file = networks.weights_file("mobilenetv2", mobilenet_dir)
+    assert main(["prepare", "features", "--data_dir", str(mobilenet_dir)]) == 0
+    assert capsys.readouterr().out == f"mobilenetv2: already prepared {file}\n"
+    assert main(["prepare", "features", "lpips_vgg", "--data_dir", str(mobilenet_dir)]) == 2
+    assert "give --weights FILE, torchvision's vgg16" in capsys.readouterr().err
 
 
 def test_mobilenet_equals_torchvisions(mobilenet_dir):
