@@ -1,12 +1,13 @@
-"""Turn OpenMoji, or a folder of your images, into a data set; give any other a text tokenizer."""
+"""Make a data set of OpenMoji, scenes or your images; give any other a text tokenizer."""
 
 import argparse
 import sys
 
-HELP = "turn OpenMoji or your own images into a data set; give any other a text tokenizer"
+HELP = "make a data set of emoji, scenes or your own images; give any other a text tokenizer"
 EXAMPLES = """examples:
   mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
   mmx prepare openmoji --config all
+  mmx prepare scenes --config 64      # 58,500 composed scenes with known factors, in minutes
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
   mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
@@ -16,13 +17,15 @@ EXAMPLES = """examples:
 captions of a folder come from metadata.jsonl or metadata.csv (columns file_name, text), else from a
 NAME.txt beside each image, else from the name of the folder an image lies in.
 
-openmoji and folder make a text tokenizer too; tokenizer makes it for what `tfds build` made.
+openmoji, scenes and folder make a text tokenizer too; tokenizer makes it for data of `tfds build`.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
-        dest="kind", required=True, metavar="openmoji | folder | tokenizer | features"
+        dest="kind",
+        required=True,
+        metavar="openmoji | scenes | folder | tokenizer | features",
     )
 
     openmoji = kinds.add_parser(
@@ -30,6 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     openmoji.add_argument(
         "--config", choices=("32", "64", "all"), default="32", help="pixels of a side (default: 32)"
+    )
+
+    scenes = kinds.add_parser(
+        "scenes", help="emoji composed into captioned scenes, made on this machine", epilog=EXAMPLES
+    )
+    scenes.add_argument(
+        "--config",
+        choices=("32", "64", "128", "all"),
+        default="64",
+        help="pixels of a side (default: 64)",
     )
 
     folder = kinds.add_parser("folder", help="your own images", epilog=EXAMPLES)
@@ -63,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="the published weights, .pth or .safetensors"
     )
 
-    for kind in (openmoji, folder, tokenizer, features):
+    for kind in (openmoji, scenes, folder, tokenizer, features):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -72,12 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare and print what is there now. Raises UserError (the command exits with code 2)."""
-    if args.kind == "openmoji":
-        from mmx.data import openmoji
+    if args.kind in ("openmoji", "scenes"):
+        from mmx.data import openmoji, scenes
 
-        for config in openmoji.SIZES if args.config == "all" else (args.config,):
-            directory, built = openmoji.prepare(config, args.data_dir)
-            _report(f"tfds:openmoji/{config}", args.data_dir, directory, built)
+        made = {"openmoji": openmoji, "scenes": scenes}[args.kind]
+        for config in made.SIZES if args.config == "all" else (args.config,):
+            directory, built = made.prepare(config, args.data_dir)
+            _report(f"tfds:{args.kind}/{config}", args.data_dir, directory, built)
         return 0
 
     if args.kind == "tokenizer":

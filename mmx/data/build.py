@@ -100,24 +100,46 @@ def lock(root: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _plain_tfds() -> Iterator[None]:
-    """TFDS without its own bars and notices, and with the same bytes on each run.
+    """TFDS without its own bars and notices, with the same bytes on each run, and little memory.
 
     TFDS leaves the order of an example's features to protobuf, which draws it anew in each process.
+    It shuffles up to 1 GB of a split in memory; what is beyond needs tensorflow.
     """
     import tensorflow_datasets as tfds
     from absl import logging
+    from tensorflow_datasets.core import shuffle
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    class Spooled(shuffle.Shuffler):
+        """In the same order, with the keys in memory and the records in a nameless file."""
+
+        def __init__(self, dirpath: os.PathLike, *args: Any, **kwargs: Any):
+            super().__init__(dirpath, *args, **kwargs)
+            self._spool = tempfile.TemporaryFile(dir=dirpath)  # noqa: SIM115  closed when read
+
+        def _add_to_mem_buffer(self, hkey: int, data: bytes) -> None:
+            self._mem_buffer.append((hkey, self._spool.tell(), len(data)))
+            self._spool.write(data)
+
+        def _iter_mem(self) -> Iterator[tuple[int, bytes]]:
+            with self._spool:
+                for hkey, offset, length in sorted(self._mem_buffer):
+                    self._spool.seek(offset)
+                    yield hkey, self._spool.read(length)
 
     def serialize(self: ExampleSerializer, example: Any) -> bytes:
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
     tfds.disable_progress_bar()
     verbosity, original = logging.get_verbosity(), ExampleSerializer.serialize_example
+    shuffler = shuffle.Shuffler
     logging.set_verbosity(logging.ERROR)
     ExampleSerializer.serialize_example = serialize
+    shuffle.Shuffler = Spooled
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         ExampleSerializer.serialize_example = original
+        shuffle.Shuffler = shuffler
         logging.set_verbosity(verbosity)

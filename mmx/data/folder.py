@@ -17,7 +17,7 @@ from mmx.core.errors import UserError
 from mmx.data import build, folder_scan
 from mmx.data.folder_scan import Item, Problem
 from mmx.data.parallel import parallel_map
-from mmx.data.source import LABEL_CAPTION
+from mmx.data.source import LABEL_CAPTION, OURS
 
 VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -125,9 +125,10 @@ def prepare(
 
 
 def _check(name: str, size: int | None, test_share: float) -> None:
-    if not _NAME.fullmatch(name) or name == "openmoji":
+    if not _NAME.fullmatch(name) or name in OURS:
         raise UserError(
-            f"--name={name!r}: lower-case letters, digits and '_', a letter first, not openmoji"
+            f"--name={name!r}: lower-case letters, digits and '_', a letter first, "
+            f"not {' or '.join(OURS)}"
         )
     if size is not None and not _MIN_SIZE <= size <= _MAX_SIZE:
         raise UserError(f"--size={size}: must lie between {_MIN_SIZE} and {_MAX_SIZE} pixels")

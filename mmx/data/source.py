@@ -30,6 +30,7 @@ LABEL_CAPTION = "a photo of a {label}"
 _TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
 _CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
 _HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
+OURS = {"openmoji": "32", "scenes": "64"}  # data sets that mmx makes of nothing -> usual config
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -265,15 +266,15 @@ def _find(name: str, root: Path) -> Path:
             f"YOURS --data_dir {root}"
         )
     run = f"{_command(name)} --data_dir {root}"
-    if "/" not in name and name != "openmoji":
+    if name.partition("/")[0] not in OURS and "/" not in name:
         run += f"; or, of your own images: mmx prepare folder DIR --name {name} --data_dir {root}"
     raise UserError(f"data.source=tfds:{name}: not prepared in {root}; run: {run}")
 
 
 def _command(name: str) -> str:
     dataset, _, config = name.partition("/")
-    if dataset == "openmoji":
-        return f"mmx prepare openmoji --config {config or '32'}"
+    if dataset in OURS:
+        return f"mmx prepare {dataset} --config {config or OURS[dataset]}"
     return f"tfds build {name} --file_format=array_record"
 
 

@@ -64,3 +64,20 @@ def test_default_data_dir(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
     assert build.default_data_dir() == Path("/somewhere")
     assert build.default_data_dir("/else") == Path("/else")
+
+
+def test_records_wait_on_the_disk_in_the_order_of_tfds(tmp_path):
+    """While TFDS shuffles, memory holds keys only; above 1 GB it would ask for tensorflow."""
+    from tensorflow_datasets.core import shuffle
+
+    def fill(shuffler):
+        for key in range(50):
+            shuffler.add(f"key {key}", f"data {key}".encode())
+        return shuffler
+
+    plain = list(fill(shuffle.Shuffler(tmp_path, "salt")))
+    with build._plain_tfds():
+        ours = fill(shuffle.Shuffler(tmp_path, "salt"))
+    assert not any(isinstance(part, bytes) for record in ours._mem_buffer for part in record)
+    assert list(ours) == plain and plain != sorted(plain, key=lambda record: record[1])
+    assert ours.size == sum(len(data) for _, data in plain)

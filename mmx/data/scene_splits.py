@@ -1,0 +1,127 @@
+"""Which scenes are in which split: drawn by a seed, with combinations that training never sees.
+
+Each word of the language is in training, and so is each of a held-out combination's parts in
+other combinations. One hash a combination decides:
+  - ``heldout_relation``: a tenth of the (kind, relation, kind);
+  - ``heldout_background``: for each kind, one of the eight colours behind it;
+  - ``heldout_count``: for a quarter of the kinds, two of it or three of it;
+  - ``heldout_word``: a fifth of the words, of which each letter is in training at its place.
+A scene of such a split breaks that rule and no other. ``test`` breaks none: its scenes are of the
+distribution of training, other drawings of captions that may be there too.
+
+Imports nothing heavy: each worker process imports it anew.
+"""
+
+import functools
+import hashlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from mmx.data import scene_draw
+from mmx.data import scene_grammar as grammar
+from mmx.data.image import encode_png
+from mmx.data.scene_grammar import Group, Scene
+
+SPLITS = {
+    "train": 50_000,
+    "test": 5_000,
+    "heldout_relation": 1_000,
+    "heldout_background": 1_000,
+    "heldout_count": 1_000,
+    "heldout_word": 500,
+}
+_SEED = 20210226  # ours
+_SHARES = (0.3, 0.55, 0.15)  # of one group, of two groups, of signs: ours
+_COUNTS_OF_TWO = ((1, 1), (1, 2), (2, 1))
+
+
+def broken_rules(scene: Scene) -> set[str]:
+    """The ``heldout_*`` splits whose rule a scene breaks: empty for what may be trained on."""
+    broken = set()
+    if scene.relation is not None:
+        first, second = (group.kind for group in scene.groups)
+        if _hash(f"relation {first} {scene.relation} {second}") % 10 == 0:
+            broken.add("heldout_relation")
+    for group in scene.groups:
+        held = _hash(f"background {group.kind}") % len(grammar.BACKGROUNDS)
+        if scene.background == grammar.BACKGROUNDS[held]:
+            broken.add("heldout_background")
+        # Never both counts of a kind: else its plural would be in no caption of training.
+        draw = _hash(f"count {group.kind}")
+        if draw % 4 == 0 and group.count == 2 + draw // 4 % 2:
+            broken.add("heldout_count")
+    if scene.word in heldout_words():
+        broken.add("heldout_word")
+    return broken
+
+
+@functools.cache
+def heldout_words() -> frozenset[str]:
+    """A fifth of `grammar.WORDS`, less those with a letter that no other word has at its place."""
+    held = {word for word in grammar.WORDS if _hash(f"word {word}") % 5 == 0}
+    while True:
+        seen = {at for word in grammar.WORDS if word not in held for at in _places(word)}
+        lonely = {word for word in held if not set(_places(word)) <= seen}
+        if not lonely:
+            return frozenset(held)
+        held -= lonely
+
+
+def _places(word: str) -> list[tuple[int, int, str]]:
+    return [(len(word), place, letter) for place, letter in enumerate(word)]
+
+
+def make_scene(split: str, index: int) -> tuple[Scene, np.random.Generator]:
+    """Scene ``index`` of a split, and the generator that goes on to place its objects.
+
+    A pure function of its arguments. Raises ValueError on an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    rng = np.random.default_rng([_SEED, zlib.crc32(split.encode()), index])
+    wanted = {split} if split.startswith("heldout_") else set()
+    while True:
+        scene = _draw(rng, split)
+        if broken_rules(scene) == wanted:
+            return scene, rng
+
+
+def make_example(index: int, split: str, pixels: int) -> dict[str, Any]:
+    """Example ``index`` of a split as TFDS takes it: a PNG, its caption, its factors as JSON."""
+    scene, rng = make_scene(split, index)
+    picture = scene_draw.draw(scene, scene_draw.place(scene, rng), pixels)
+    return {
+        "image": encode_png(picture),
+        "caption": grammar.caption(scene),
+        "factors": scene.to_json(),
+    }
+
+
+def _draw(rng: np.random.Generator, split: str) -> Scene:
+    """Any scene; of the form whose rule the split breaks, so that few are drawn in vain."""
+    form = rng.choice(3, p=_SHARES)
+    form = {"heldout_relation": 1, "heldout_word": 2}.get(split, form)
+    background = _pick(rng, grammar.BACKGROUNDS)
+    if form == 2:
+        return Scene((), None, background, _pick(rng, grammar.WORDS))
+    kinds = rng.choice(len(grammar.KINDS), size=form + 1, replace=False)
+    relation = _pick(rng, grammar.RELATIONS) if form == 1 else None
+    if relation is None:
+        counts = (1 + int(rng.integers(3)),)
+    else:
+        counts = (1, 1) if relation == "on" else _pick(rng, _COUNTS_OF_TWO)
+    groups = tuple(
+        Group(grammar.KINDS[kind], count, _pick(rng, grammar.SIZES))
+        for kind, count in zip(kinds, counts)
+    )
+    return Scene(groups, relation, background, None)
+
+
+def _pick(rng: np.random.Generator, items):
+    return items[int(rng.integers(len(items)))]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
