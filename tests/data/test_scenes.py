@@ -250,3 +250,12 @@ def test_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
         scenes.prepare("32", tmp_path / "file", FEW)
+
+
+def test_the_command(built, capsys):
+    from mmx.cli import main
+
+    assert main.main(["prepare", "scenes", "--config", "32", "--data_dir", str(built)]) == 0
+    out = capsys.readouterr().out
+    assert "tfds:scenes/32: already prepared" in out and "heldout_word 8" in out
+    assert "OpenMoji, CC BY-SA 4.0" in out
