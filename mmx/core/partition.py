@@ -28,6 +28,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     "position": None,
     "pixels": None,
+    "joint": None,  # the width that images and texts share
     # activations
     "act_batch": ("slice", "data", "fsdp"),
     "act_len": None,

@@ -120,7 +120,21 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     if height == width == size:
         return image
     side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
+    return _resized(image, size, (width - side) // 2, (height - side) // 2, side)
+
+
+def random_fit(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """As :func:`fit`, but the largest square is taken at a random place along the longer side.
+
+    CLIP's only augmentation (arXiv 2103.00020 sec. 2.5). Always makes the same number of draws.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (int(rng.integers(0, length - side + 1)) for length in (height, width))
+    return image if height == width == size else _resized(image, size, left, top, side)
+
+
+def _resized(image: np.ndarray, size: int, left: int, top: int, side: int) -> np.ndarray:
     box = (left, top, left + side, top + side)
     # Pillow's filters widen with the scale, so a reduction averages over the pixels it drops.
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)

@@ -8,6 +8,7 @@ from mmx.core.errors import UserError
 _TASKS = {
     "vqgan": ("mmx.models.vqgan.task", "VqganTask"),
     "muse": ("mmx.models.muse.task", "MuseTask"),
+    "clip": ("mmx.models.clip.task", "ClipTask"),
 }
 # family -> (module, codec class)
 _CODECS = {"vqgan": ("mmx.models.vqgan.codec", "VqganCodec")}

@@ -22,6 +22,8 @@ class Conv(nn.Module):
       use_bias: adds a bias.
       names: logical axes of (in, out); image channels (3) are named "pixels" and never sharded.
       kernel_init: of the kernel.
+      stride: of the window, whose odd size is then padded by half of it on every side, as PyTorch
+        does (JAX's "SAME" pads right and below alone).
     """
 
     features: int
@@ -30,6 +32,7 @@ class Conv(nn.Module):
     names: tuple[str, str] = ("conv_in", "conv_out")
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -44,8 +47,13 @@ class Conv(nn.Module):
             flat = x_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel[0, 0]
             y_BHWC = flat.reshape(*x_BHWC.shape[:-1], self.features)
         else:
+            padding = "SAME" if self.stride == 1 else [(self.size // 2, self.size // 2)] * 2
             y_BHWC = jax.lax.conv_general_dilated(
-                x_BHWC, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x_BHWC,
+                kernel,
+                (self.stride, self.stride),
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
             bias = self.param(

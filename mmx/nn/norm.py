@@ -26,20 +26,21 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a learned scale and no bias."""
+    """Layer norm with a learned scale, and a bias where one is asked for."""
 
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-            (x.shape[-1],),
-            jnp.float32,
+        param = lambda name, init: self.param(
+            name, nn.with_logical_partitioning(init, ("norm",)), (x.shape[-1],), jnp.float32
         )
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         inv = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
-        return (centred * inv * scale).astype(self.dtype)
+        y = centred * inv * param("scale", nn.initializers.ones)
+        if self.use_bias:
+            y = y + param("bias", nn.initializers.zeros)
+        return y.astype(self.dtype)

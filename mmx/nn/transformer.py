@@ -19,6 +19,11 @@ from mmx.nn.remat import keep, scan_layers
 ACTIVATIONS = {
     # Tanh form. Its gradient keeps the input alone, not four arrays of that size a layer.
     "gelu": jax.checkpoint(jax.nn.gelu, prevent_cse=False),
+    # What published towers were trained with: OpenAI's CLIP, and the exact form.
+    "quick_gelu": jax.checkpoint(lambda x: x * jax.nn.sigmoid(1.702 * x), prevent_cse=False),
+    "gelu_erf": jax.checkpoint(
+        functools.partial(jax.nn.gelu, approximate=False), prevent_cse=False
+    ),
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668: far cheaper on a CPU
 }
 

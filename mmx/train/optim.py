@@ -36,7 +36,7 @@ def _factored_decay(step: jax.Array, b2: float) -> jax.Array:
 
 def _rule(optim) -> optax.GradientTransformation:
     if optim.name == "adamw":
-        return optax.scale_by_adam(b1=optim.b1, b2=optim.b2)
+        return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.get("eps", 1e-8))
     if optim.name == "adafactor":
         # Muse's tables give (b1, b2) = (0.9, 0.96), which optax.adafactor's defaults cannot say:
         # factored second moment with a constant b2, update clipping 1.0 (arXiv 1804.04235), then
@@ -63,6 +63,9 @@ def make_optimizer(config, labels: Any) -> tuple[optax.GradientTransformation, d
 
     Returns:
       (tx, {label: schedule}). Decay is decoupled and multiplied by the learning rate (AdamW).
+
+    Raises:
+      UserError: an unknown optimiser, a group without settings, a bound of no parameter.
     """
     rules, schedules = {}, {}
     for label in sorted(set(jax.tree.leaves(labels))):
@@ -77,7 +80,26 @@ def make_optimizer(config, labels: Any) -> tuple[optax.GradientTransformation, d
             optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
             optax.scale_by_learning_rate(schedules[label]),
         )
-    return optax.multi_transform(rules, labels), schedules
+    tx = optax.multi_transform(rules, labels)
+    if upper := dict(config.optim.get("upper", {})):
+        if unknown := upper.keys() - tree.flatten(labels).keys():
+            raise UserError(f"config.optim.upper.{min(unknown)}: no parameter has that path")
+        tx = optax.chain(tx, _stay_below(upper))
+    return tx, schedules
+
+
+def _stay_below(upper: dict[str, float]) -> optax.GradientTransformation:
+    """Updates such that parameters, by path, end each step at their bounds at most.
+
+    After the step, not in the forward pass: there a clip has no gradient beyond the bound.
+    """
+
+    def one(path, update, param):
+        if path not in upper:
+            return update
+        return jnp.minimum(update, upper[path] - param)
+
+    return optax.stateless(lambda updates, params: tree.map_with_path(one, updates, params))
 
 
 def averages(config, labels: Any) -> bool:

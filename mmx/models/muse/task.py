@@ -11,12 +11,9 @@ from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
 from mmx.core.flops import matmul_flops
-from mmx.core.run_dir import copy_tokenizer
-from mmx.data.build import VOCAB_SIZE, default_data_dir
+from mmx.data.build import VOCAB_SIZE
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
-from mmx.data.source import open_source
-from mmx.data.text import Tokenizer
 from mmx.eval.images import to_uint8
 from mmx.eval.tile import tile
 from mmx.models import stages
@@ -26,6 +23,7 @@ from mmx.models.muse.model import MuseTransformer
 from mmx.models.muse.sample import SampleOptions, sample_codes
 from mmx.models.registry import make_codec
 from mmx.models.rows import fill_rows, to_float
+from mmx.models.texts import own_tokenizer
 from mmx.nn.dtypes import DTYPES
 from mmx.nn.remat import REMAT
 from mmx.nn.text import TextEncoder
@@ -73,7 +71,7 @@ class MuseTask:
             raise UserError(
                 f"config.model.patch={m.patch} does not divide the tokenizer's grid of {self.grid}"
             )
-        self.tokenizer = None if abstract else self._load_tokenizer()
+        self.tokenizer = None if abstract else own_tokenizer(config, run)
         dtype = choose("config.dtype", DTYPES, config.dtype)
         self.model = MuseTransformer(
             num_codes=self.codec.num_codes,
@@ -117,19 +115,6 @@ class MuseTask:
                     f"config.{name}.heads={part.heads} does not divide "
                     f"config.{name}.width={part.width}"
                 )
-
-    def _load_tokenizer(self) -> Tokenizer:
-        if not self.run.tokenizer_file.is_file():
-            data = self.config.data
-            info = open_source(data.source, data.split, data.data_dir).info
-            if info.tokenizer_path is None:
-                raise UserError(
-                    f"config.data.source={data.source!r} has no tokenizer.json beside it; run: "
-                    f"mmx prepare tokenizer {data.source} "
-                    f"--data_dir {default_data_dir(data.data_dir)}"
-                )
-            copy_tokenizer(self.run, info.tokenizer_path)
-        return Tokenizer.load(self.run.tokenizer_file)
 
     # Data
 

@@ -1,0 +1,128 @@
+"""How good a CLIP is: retrieval on a split, and the report on a run.
+
+Axis letters: N pairs, E joint width.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmx.data import pipeline
+from mmx.data.source import open_source
+from mmx.eval import ranking
+from mmx.eval.grid import Section
+from mmx.eval.report import MAX_EXAMPLES, Report, open_splits
+from mmx.eval.stats import Score
+from mmx.eval.tile import tile
+from mmx.models.protocols import OpenRun
+from mmx.train.sharding import batch_sharding, whole
+
+_QUERIES, _NEAREST = 8, 7  # shown in a picture: ours
+
+
+class Retrieval:
+    """Recall at 1, 5, 10 from images to captions and back, among the pairs of a split.
+
+    Args:
+      task, mesh: whose, where.
+      split: of the config's data.
+      limit: the first ones only; the smaller the gallery, the easier.
+    """
+
+    def __init__(self, task, mesh, split: str, limit: int):
+        self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
+        data = task.config.data
+        self.source = open_source(data.source, split, data.data_dir)
+
+    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
+        """Yields ``<split>/image_to_text_r1`` and so on."""
+        del frozen
+        for name, score in self.scores(params, extra)[0].items():
+            if isinstance(score, Score):
+                yield f"{self.split}/{name}", score.value
+
+    def scores(self, params, extra):
+        """(scores with 95 % intervals, image [N, E], text [N, E], captions)."""
+        image_NE, text_NE = embed_split(
+            self.task, self.mesh, self.source, self.limit, params, extra
+        )
+        captions = [self.source[i]["text"] for i in range(len(image_NE))]
+        return ranking.retrieval(image_NE, text_NE, captions), image_NE, text_NE, captions
+
+
+def embed_split(task, mesh, source, limit: int, params, extra) -> tuple[np.ndarray, np.ndarray]:
+    """(image [N, E], text [N, E]) of the first ``limit`` examples, each once and in order."""
+    embed_image, embed_text = (task.embedder(mesh, w) for w in ("embed_image", "embed_text"))
+    images, texts = [], []
+    with pipeline.eval_batches(
+        source, task.plain, task.config.batch_size, batch_sharding(mesh), limit=limit
+    ) as batches:
+        for batch in batches:
+            mask = whole(batch["_mask"], mesh)
+            images.append(embed_image(params, extra, batch["image"])[mask])
+            texts.append(embed_text(params, extra, batch["text_ids"])[mask])
+    return np.concatenate(images), np.concatenate(texts)
+
+
+def preview(task, params, extra, mesh) -> dict[str, np.ndarray]:
+    """A row an example of the last split: its image, then the images nearest to its caption."""
+    of = Retrieval(task, mesh, task.config.eval.splits[-1], task.config.eval.examples)
+    image_NE, text_NE = embed_split(task, mesh, of.source, of.limit, params, extra)
+    count = min(_QUERIES, len(image_NE))
+    nearest = np.argsort(-text_NE[:count] @ image_NE.T, axis=1)[:, :_NEAREST]
+    shown = lambda i: task.plain(of.source[int(i)])["image"]
+    rows = [np.stack([shown(i), *map(shown, nearest[i])]) for i in range(count)]
+    return {"nearest": tile(np.stack(rows))}
+
+
+def report(task, run: OpenRun, seed: int) -> Report:
+    """Retrieval on each split of the data set, and the images nearest to some captions.
+
+    Args:
+      task: a ClipTask.
+      run: its run, whose weights are scored.
+      seed: of the choice of captions.
+    """
+    splits, attribution = open_splits(task.config.data)
+    held_out = next((s for s in reversed(task.config.eval.splits) if s in splits), "train")
+    scores, sections = {}, []
+    for split, examples in splits.items():
+        of = _Of(task, run.mesh, split, examples)
+        found, image_NE, text_NE, captions = of.scores(run.params, run.extra)
+        scores |= {f"{split}/{name}": score for name, score in found.items()}
+        if split == held_out:
+            sections = _sections(examples, image_NE, text_NE, captions, seed)
+    best = scores[f"{held_out}/text_to_image_r1"]
+    return Report(
+        scores,
+        sections,
+        subtitle=f"{held_out}: the right image is the nearest to a caption {best}; of {best.n}",
+        credit=f"Images: {attribution}." if attribution else "",
+        info={
+            "settings": {},
+            "prompts": [section.title for section in sections],
+            "attribution": attribution,
+        },
+    )
+
+
+class _Of(Retrieval):
+    """:class:`Retrieval` on examples that are open already."""
+
+    def __init__(self, task, mesh, split: str, source):
+        self.task, self.mesh, self.split, self.source = task, mesh, split, source
+        self.limit = MAX_EXAMPLES
+
+
+def _sections(examples, image_NE, text_NE, captions, seed: int) -> list[Section]:
+    """A row a caption: its own image, then the nearest ones with their cosines."""
+    chosen = np.random.default_rng(seed).permutation(len(captions))[:_QUERIES]
+    sections = []
+    for query in map(int, chosen):
+        cosine_N = image_NE @ text_NE[query]
+        nearest = np.argsort(-cosine_N)[:_NEAREST]
+        images = [examples[i]["image"] for i in (query, *map(int, nearest))]
+        under = ["the one that is meant"]
+        under += [f"{cosine_N[i]:.2f} {captions[i]}" for i in map(int, nearest)]
+        sections.append(Section(np.stack(images), under, captions[query]))
+    return sections
