@@ -4,8 +4,8 @@
     mmx train --config clip/rn50 --workdir runs/rn50 --config.data.source=tfds:NAME
 
 Paper: CLIP (arXiv 2103.00020) sec. 2 and tables 18, 19 (ImageNet zero-shot 59.6 %).
-Their texts are CLIP's byte pairs (49,408 ids); here those of the data's own tokenizer, in a table of
-that size. Decay is on kernels alone, theirs on embeddings too.
+Their texts are CLIP's byte pairs (49,408 ids); here those of the data's own tokenizer, in a table
+of that size. Decay is on kernels alone, theirs on embeddings too.
 Hardware: not given for this size; ours a pod slice. Not trained by us; the mesh is ours.
 """
 

@@ -89,6 +89,10 @@ def build(tmp_path_factory):
         config = changed(spec, {"codec.run": "elsewhere", **(changes or {})})
         return make_task(config, run)
 
+    def clip(spec="clip/openmoji64:tiny", changes=None):
+        """A CLIP task with a tokenizer of its own."""
+        return make_task(changed(spec, changes), run_dir())
+
     def params(task, seed=0):
         """(params, extra) as in training, unboxed."""
         key = rngs.base_key(seed)
@@ -101,6 +105,9 @@ def build(tmp_path_factory):
             "image": random_images(count, size),
             "position": np.arange(first, first + count, dtype=np.uint32),
         }
+        if task.family == "clip":
+            texts = [f"{CAPTIONS[i % len(CAPTIONS)]} {i}" for i in range(count)]
+            batch["text_ids"] = task.text_ids(texts)
         if task.family == "muse":
             texts = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
             T = task.config.text.max_len
@@ -115,7 +122,7 @@ def build(tmp_path_factory):
         tx, schedules = optim.make_optimizer(config, labels)
         state = jax.jit(make_init(task, tx, optim.averages(config, labels)))(key)
         update = make_update(task, tx, config, labels, schedules)
-        frozen = task._frozen_host()
+        frozen = {} if task.family == "clip" else task._frozen_host()
         step = jax.jit(lambda state, batch: update(state, frozen, batch, key))
         return state, step
 
@@ -126,6 +133,7 @@ def build(tmp_path_factory):
         run_dir=run_dir,
         vqgan=vqgan,
         muse=muse,
+        clip=clip,
         params=params,
         rows=rows,
         trainer=trainer,

@@ -53,7 +53,8 @@ def test_the_docstring_is_a_contract(name):
     assert f"mmx train --config {name}" in doc  # the command
     assert "ours" in doc  # where the numbers come from
     if "openmoji" not in name:
-        assert "arXiv 2301.00704" in doc and "Hardware" in doc
+        papers = ("2103.00020", "2303.15343") if name.startswith("clip/") else ("2301.00704",)
+        assert any(f"arXiv {paper}" in doc for paper in papers) and "Hardware" in doc
     assert len(configs.flat_items(configs.load_config(name))) <= 75
 
 
@@ -109,11 +110,51 @@ def test_parameter_counts_are_the_papers(name, paper, share):
     assert m.width % m.heads == 0 and m.mlp == 4 * m.width
 
 
+def test_the_papers_numbers_of_clip():
+    """arXiv 2103.00020 tables 18 to 20, sec. 2.5; arXiv 2303.15343 sec. 3.2."""
+    for name, lr, b2, eps in (
+        ("vit_b32", 5e-4, 0.98, 1e-6),
+        ("vit_l14", 4e-4, 0.98, 1e-6),
+        ("rn50", 5e-4, 0.999, 1e-8),
+    ):
+        c = configs.load_config(f"clip/{name}")
+        o = c.optim
+        assert (o.name, o.lr, o.b1, o.b2, o.eps) == ("adamw", lr, 0.9, b2, eps)
+        assert (o.weight_decay, o.warmup_steps) == (0.2, 2000)
+        assert c.steps == 32 * 400e6 / 32_768 and c.model.scale_start == 1 / 0.07
+        assert np.exp(o.upper.logit_scale) == pytest.approx(100)
+        assert (c.text.vocab_size, c.text.max_len, c.loss.kind) == (49_408, 77, "softmax")
+    c = configs.load_config("clip/siglip_b16")
+    assert (c.model.scale_start, c.model.bias_start, c.loss.kind) == (10, -10, "sigmoid")
+    for name in NAMES:
+        if name.startswith("clip/") and "openmoji" not in name:
+            assert configs.load_config(name).batch_size == 32_768
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "gflops"),
+    [("vit_b32", 151.28, 14.8), ("vit_l14", 427.62, 175.3), ("rn50", 102.01, 17.5),
+     ("siglip_b16", 203.16, 46.4)],
+)  # fmt: skip
+def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
+    """open_clip's profile of both towers' forward pass; RN50 and SigLIP: 18.2 and 46.7 there, with
+    what is no matrix product."""
+    from mmx.models.registry import make_task
+
+    task = make_task(configs.load_config(f"clip/{name}"), None, abstract=True)
+    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    assert tree.num_params(params) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert task.train_flops_per_row() / 3e9 == pytest.approx(gflops, rel=0.005)
+    assert bool(extra) == (name == "rn50")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_form_trains(build, name):
     codec = CODECS.get(name)
-    task = (
-        build.muse(f"{name}:tiny", codec=f"{codec}:tiny") if codec else build.vqgan(f"{name}:tiny")
+    family = name.partition("/")[0]
+    kwargs = {"codec": f"{codec}:tiny"} if codec else {}
+    task = {"muse": build.muse, "vqgan": build.vqgan, "clip": build.clip}[family](
+        f"{name}:tiny", **kwargs
     )
     assert task.config.batch_size <= 16 and task.config.steps <= 20
     state, update = build.trainer(task)
@@ -129,6 +170,7 @@ def test_the_tiny_form_trains(build, name):
     whole, tiny = (configs.load_config(spec) for spec in (name, f"{name}:tiny"))
     assert set(configs.flat_items(whole)) == set(configs.flat_items(tiny))
     kinds = ("quantizer.kind", "loss.gan", "discriminator.kind", "optim.name", "model.activation")
+    kinds += ("loss.kind", "loss.form", "model.image.kind", "model.image.pool", "model.text.pool")
     for kind in kinds:
         assert configs.flat_items(whole).get(kind) == configs.flat_items(tiny).get(kind)
 

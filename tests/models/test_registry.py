@@ -24,18 +24,20 @@ def test_a_family_that_is_no_codec_is_refused():
 def test_every_entry_exists(build):
     assert build.vqgan().family == "vqgan"
     assert build.muse().family == "muse"
+    assert build.clip().family == "clip"
     assert registry.make_codec(build.changed("vqgan/openmoji32:tiny")).num_codes == 64
 
 
 def test_every_task_has_what_the_verbs_call(build):
     """A family that lacks one of them fails here, not after hours of training."""
-    for task in (build.vqgan(), build.muse()):
+    for task in (build.vqgan(), build.muse(), build.clip()):
         assert isinstance(task, Task)
         for name in [n for n in vars(Task) if not n.startswith("_") and callable(vars(Task)[n])]:
             assert getattr(task, name).__doc__, f"{task.family}: {name} has no docstring"
     assert build.muse().options(steps=3).steps == 3
-    with pytest.raises(UserError, match="cannot sample"):
-        build.vqgan().options()
+    for task in (build.vqgan(), build.clip()):
+        with pytest.raises(UserError, match="cannot sample"):
+            task.options()
 
 
 def test_importing_the_registry_imports_no_family():

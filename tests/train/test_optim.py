@@ -191,3 +191,23 @@ def test_offline_average():
     assert optim.offline_ema([{"x": np.float64(4)}], 0.7)["x"] == 4
     with pytest.raises(ValueError, match="at least one checkpoint"):
         optim.offline_ema([], 0.7)
+
+
+def test_a_bound_holds_after_the_step_and_lets_go_of_what_comes_back():
+    """B19: a parameter by its path ends at the bound at most; a gradient that leads down counts."""
+    params = {"scale": jnp.asarray(4.5), "other": jnp.asarray(4.5)}
+    config = config_of(steps=10**9, lr=0.3, upper={"scale": 4.6})
+    tx, _ = optim.make_optimizer(config, jax.tree.map(lambda _: "main", params))
+    state = tx.init(params)
+    for sign, scale, other in ((-1, 4.6, 4.8), (-1, 4.6, 5.1), (1, 4.3, 4.8)):
+        grads = jax.tree.map(lambda p, sign=sign: jnp.full_like(p, sign), params)
+        # A fresh moment each time: this is of the bound, not of Adam's memory.
+        updates, _ = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        assert float(params["scale"]) == pytest.approx(scale, abs=1e-5)
+        assert float(params["other"]) == pytest.approx(other, abs=1e-5)
+    over = {"scale": jnp.asarray(5.0), "other": jnp.asarray(5.0)}  # weights from elsewhere
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, over), state, over)
+    assert float(over["scale"] + updates["scale"]) == pytest.approx(4.6)
+    with pytest.raises(UserError, match=r"config.optim.upper.scales: no parameter"):
+        optim.make_optimizer(config_of(upper={"scales": 1.0}), {"scale": "main"})
