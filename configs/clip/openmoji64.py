@@ -19,7 +19,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "clip"
     c.seed = 0
-    c.steps = 20 if tiny else 800
+    c.steps = 20 if tiny else 600
     c.batch_size = 16 if tiny else 128
     c.dtype = "float32"
 
@@ -43,11 +43,11 @@ def get_config(arg=""):
         image=dict(
             kind="vit",
             pixels="half",
-            patch=16 if tiny else 8,
-            width=32 if tiny else 128,
+            patch=16,
+            width=32 if tiny else 192,
             depth=2 if tiny else 4,
-            heads=2 if tiny else 4,
-            mlp=64 if tiny else 512,
+            heads=2 if tiny else 6,
+            mlp=64 if tiny else 768,
             pool="cls",
         ),
         text=dict(
