@@ -33,7 +33,7 @@ def get_config(arg=""):
         flip=not tiny,
         threads=1,
     )
-    c.text = dict(vocab_size=2048, max_len=24)
+    c.text = dict(tokenizer="own", vocab_size=2048, max_len=24)
     c.model = dict(
         features=32 if tiny else 128,
         activation="quick_gelu",

@@ -10,6 +10,7 @@ from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.models.clip.loss import embed_cached
 from mmx.models.clip.model import PIXELS, make_model
+from mmx.models.texts import clip_tokenizer
 from mmx.nn.transformer import ACTIVATIONS
 from mmx.ops.contrastive import contrastive_loss, unit
 
@@ -317,3 +318,12 @@ def test_embedding_any_number_of_images(build):
     kernel = params["image"]["projection"]["kernel"]
     joint = features @ kernel
     np.testing.assert_allclose(joint / np.linalg.norm(joint, axis=1)[:, None], got, atol=1e-5)
+
+
+def test_clips_own_texts_are_kept_with_the_run(build):
+    task = build.clip("clip/vit_b32:tiny")
+    ids = task.text_ids(["a photo of a cat"])
+    assert ids[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert task.model.text.eot_id is None and build.clip().model.text.eot_id == 1
+    with pytest.raises(UserError, match="not CLIP's"):
+        clip_tokenizer(None, build.run_dir())

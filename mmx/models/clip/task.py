@@ -18,7 +18,7 @@ from mmx.models.clip import loss as losses
 from mmx.models.clip import report as reports
 from mmx.models.clip.model import make_model, misfit
 from mmx.models.rows import fill_rows, to_float
-from mmx.models.texts import own_tokenizer
+from mmx.models.texts import TOKENIZERS
 from mmx.nn.dtypes import DTYPES
 from mmx.nn.remat import REMAT
 from mmx.nn.transformer import ACTIVATIONS
@@ -52,7 +52,8 @@ class ClipTask:
         choose("config.data.crop", dict.fromkeys(CROPS), config.data.crop)
         if problem := misfit(m, size):
             raise UserError(f"config.model.{problem[0]}: {problem[1]}")
-        self.tokenizer = None if abstract else own_tokenizer(config, run)
+        open_tokenizer = choose("config.text.tokenizer", TOKENIZERS, text.tokenizer)
+        self.tokenizer = None if abstract else open_tokenizer(config, run)
         if not abstract and self.tokenizer.vocab_size > text.vocab_size:
             raise UserError(
                 f"config.text.vocab_size={text.vocab_size}: the tokenizer has "
@@ -62,7 +63,8 @@ class ClipTask:
             m,
             image_size=size,
             vocab_size=text.vocab_size,
-            eot_id=EOS_ID,
+            # CLIP's end of text is its largest id, by which published towers find it.
+            eot_id=None if text.tokenizer == "clip" else EOS_ID,
             dtype=choose("config.dtype", DTYPES, config.dtype),
         )
         self._embedders: dict = {}
