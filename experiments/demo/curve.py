@@ -17,6 +17,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmx.cli.main import main as mmx
+from mmx.cli.scoring import Scorer
 from mmx.core.run_dir import parse_run
 
 HERE = Path(__file__).resolve().parent
@@ -38,10 +39,11 @@ def main() -> None:
     run, _ = parse_run(parser.parse_args().run)
     clock = seconds_at(run.path)
     points = []
+    if mmx(["evaluate", str(run.path), "--every-checkpoint"]):
+        raise SystemExit("not all checkpoints could be scored")
+    scorer = Scorer(run)
     for step in run.steps():
-        if mmx(["evaluate", f"{run.path}@{step}"]):
-            raise SystemExit(f"step {step} could not be scored")
-        scores = json.loads(run.metrics_file.read_text())["scores"]
+        scores = scorer.scores(step)
         point = {"step": step, "seconds": round(clock[step], 1)}
         for name in NAMES:
             score = scores[f"training_caption_recall/{name}"]

@@ -1,139 +1,202 @@
 """Score a run and draw what it has learned; everything is read from the run directory."""
 
-import json
-import os
-import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 
-from mmx.cli import arguments
-from mmx.core import preemption, storage
+from mmx.cli import arguments, tensorboard
+from mmx.cli.scoring import Scorer
+from mmx.core import preemption
 from mmx.core.errors import UserError
-from mmx.core.run_dir import parse_run
-from mmx.models import registry
+from mmx.core.run_dir import RunDir, evaluate_alone, parse_run
 
 HELP = "score a run and draw a picture of it"
 EXAMPLES = """\
 examples:
   mmx evaluate runs/muse
   mmx evaluate runs/muse@500 --seed 1
+  mmx evaluate runs/muse --every-checkpoint
+  mmx evaluate gs://bucket/muse --follow
 
 A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run its PSNR and
 codebook use on each split, and images beside their reconstructions; of a split, the first 5,000
-examples. The scores go to RUN/metrics.json and TensorBoard. The same command again shows what is
-there; a new checkpoint is scored anew.
+examples. The scores go to RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each
+checkpoint is scored once: the same command again shows what is there.
+
+--follow scores each checkpoint as training writes it, on this machine or on another that sees the
+folder or bucket, and ends with the last step. It writes nothing that training reads; a checkpoint
+that training removes before it was read, or that is half there, is named and not counted. Stopped
+(SIGTERM, Ctrl-C: exit code 75), the same command goes on.
 """
+_POLL = 10.0  # ours: seconds between two looks for a checkpoint
+_PATIENCE = 300.0  # ours: seconds that what came half may take to become whole, after the last step
 
 
 def add_arguments(parser):
     parser.add_argument("run_dir", metavar="RUN[@STEP]")
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument("--every-checkpoint", action="store_true", help="all that are there")
+    several.add_argument(
+        "--follow", action="store_true", help="all, and those that training is still to write"
+    )
     parser.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
     parser.add_argument("--data_dir", help="where the data is now, if not where it was in training")
 
 
 def run(args) -> int:
-    run_dir, step = parse_run(args.run_dir)
-    step = run_dir.steps()[-1] if step is None else step
-    config = run_dir.config()
-    registry.check_family(config)
-    settings = {"step": step, "seed": args.seed, "data_dir": args.data_dir or ""}
-    if kept := _kept(run_dir, settings):
-        _print(run_dir, kept)
+    run_dir, step = parse_run(args.run_dir, may_wait=args.follow)
+    if step is not None and (args.follow or args.every_checkpoint):
+        raise UserError(f"{args.run_dir}: --every-checkpoint and --follow are of all; name no step")
+    scorer = Scorer(run_dir, args.seed, args.data_dir)
+    if not (args.follow or args.every_checkpoint):
+        step = run_dir.steps()[-1] if step is None else step
+        if not scorer.is_complete(step):
+            _score_one(scorer, step)
+        _print(scorer, step)
         return 0
-    from mmx.data.source import open_source
-
-    where = args.data_dir or config.data.data_dir
-    try:
-        info = open_source(config.data.source, config.data.split, where).info
-    except UserError as error:
-        raise UserError(f"{error} (or say where it is: --data_dir)") from error
-    learned_from = run_dir.data()
-    if learned_from and learned_from["fingerprint"] != info.fingerprint:
-        print(
-            f"mmx: warning: {info.directory} was prepared anew since {run_dir.path} began: what it "
-            "is scored on is not what it learned from (the old data: --data_dir)",
-            file=sys.stderr,
-        )
-    arguments.check_writable(f"{run_dir.path}", run_dir.path)
-
-    from mmx.cli.backend import start_jax
-    from mmx.cli.run import load_run
-    from mmx.train.metrics import Writer
-
-    start_jax()
-    opened = load_run(run_dir.path, step)
-    opened.config.data.data_dir = where
-    with preemption.watch((signal.SIGTERM,)):
-        try:
-            report = opened.task.report(opened, args.seed)
-        except preemption.Interrupted:
-            raise preemption.Preempted("stopped before the scores were there") from None
-    record = {
-        "settings": settings,
-        "scores": {name: _plain(value) for name, value in report.scores.items()},
-        "picture": _save_picture(opened, report, args.seed),
-    }
-    writer = Writer(run_dir.path)
-    writer.scalars(step, {f"scores/{n}": s["value"] for n, s in record["scores"].items()})
-    writer.close()
-    storage.write(run_dir.metrics_file, json.dumps(record, indent=2) + "\n")
-    _print(run_dir, record)
+    loop = _Follower(scorer, args.follow)
+    if not loop.is_over():
+        scorer.prepare()
+        with evaluate_alone(run_dir), preemption.watch() as stop:
+            try:
+                loop.run(stop)
+            except preemption.Interrupted:
+                raise preemption.Preempted(
+                    f"stopped; {loop.counted()} scored; run the same command to go on"
+                ) from None
+            finally:
+                scorer.close()
+    print(f"scored:      {loop.counted()}")
+    print(f"scores:      {run_dir.evals_file}")
+    print(f"TensorBoard: {tensorboard.command(run_dir.path)}")
+    if loop.unread:
+        steps = ", ".join(map(str, sorted(loop.unread)))
+        raise UserError(f"{run_dir.checkpoints}: not scored, as they cannot be read: {steps}")
     return 0
 
 
-def _kept(run_dir, settings: dict) -> dict | None:
-    """The last evaluation, if it is the one asked for and its picture is still there."""
+def _score_one(scorer: Scorer, step: int) -> None:
+    scorer.prepare()
+    with evaluate_alone(scorer.dir), preemption.watch((signal.SIGTERM,)):
+        try:
+            scorer.score(step)
+        except preemption.Interrupted:
+            raise preemption.Preempted("stopped before the scores were there") from None
+        finally:
+            scorer.close()
+
+
+class _Follower:
+    """Scores what is there, oldest first, and looks again.
+
+    Args:
+      scorer: of the run.
+      waits: whether to look again until training has come to its end; else all that is there.
+    """
+
+    def __init__(self, scorer: Scorer, waits: bool):
+        self.scorer, self.dir, self.waits = scorer, scorer.dir, waits
+        self.unread: dict[int, tuple] = {}  # step -> how its files were when it could not be read
+        self._seen: set[int] = set()
+        self._gone: set[int] = set()
+
+    def counted(self) -> str:
+        count = sum(map(self.scorer.is_complete, self._seen | set(self.dir.steps())))
+        return f"{count} checkpoint{'' if count == 1 else 's'}"
+
+    def _open(self) -> list[int]:
+        """Steps that are to be scored and may be read by now."""
+        self._note_gone()
+        return [
+            step
+            for step in self.dir.steps()
+            if not self.scorer.is_complete(step)
+            and (step not in self.unread or self.unread[step] != _state(self.dir, step))
+        ]
+
+    def is_over(self) -> bool:
+        """Is all scored that there will ever be?"""
+        steps = self.dir.steps()
+        ends = not self.waits or (steps and steps[-1] >= self.dir.config().steps)
+        return bool(ends) and all(map(self.scorer.is_complete, steps))
+
+    def run(self, stop: preemption.Watch) -> None:
+        """Until :meth:`is_over`, or what is left cannot be read. Raises Interrupted."""
+        told, since = None, time.monotonic()
+        while True:
+            for step in self._open():
+                self._try(step)
+                told, since = None, time.monotonic()
+            if self.is_over():
+                return
+            steps = self.dir.steps()
+            last, end = (steps[-1] if steps else 0), self.dir.config().steps
+            if not self.waits or (last >= end and time.monotonic() - since > _PATIENCE):
+                return
+            if told != last:
+                what = "for what is not whole yet" if last >= end else "for the next checkpoint"
+                _say(f"waiting {what} (step {last} of {end}; looking every {_POLL:.0f} s)")
+                told = last
+            with stop.waiting():
+                time.sleep(_POLL)
+
+    def _try(self, step: int) -> None:
+        from mmx.train.checkpoint import Unreadable
+
+        preemption.check()
+        self._seen.add(step)
+        state = _state(self.dir, step)
+        began = time.monotonic()
+        try:
+            self.scorer.score(step)
+        except (Unreadable, FileNotFoundError) as error:
+            # Gone, or of what its average needs one is gone: then there is nothing to say of it.
+            if isinstance(error, FileNotFoundError) and step in self.dir.steps():
+                raise
+            if step in self.dir.steps():
+                again = "; tried again once its files change" if self.waits else ""
+                _say(f"step {step}: not scored, {error}{again}")
+                self.unread[step] = state
+            self._note_gone()
+            return
+        self.unread.pop(step, None)
+        scores = self.scorer.scores(step)
+        _say(f"step {step}: {len(scores)} scores in {time.monotonic() - began:.0f} s")
+
+    def _note_gone(self) -> None:
+        """Say which steps training removed before they were scored."""
+        there = set(self.dir.steps())
+        for step in sorted(self._seen - there - self._gone):
+            if not self.scorer.is_complete(step):
+                keep = self.dir.config().get("keep")
+                _say(f"step {step}: not scored, training has removed it (config.keep={keep})")
+            self._gone.add(step)
+            self.unread.pop(step, None)
+        self._seen |= there
+
+
+def _state(run_dir: RunDir, step: int) -> tuple:
+    """What changes when files of a checkpoint do, or which ones there are to average with it."""
+    folder, before = run_dir.checkpoints / str(step), [s for s in run_dir.steps() if s < step]
     try:
-        kept = json.loads(storage.read_text(run_dir.metrics_file))
-        same = kept["settings"] == settings
-        return kept if same and (run_dir.path / kept["picture"]).is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # none, or written by another version
+        files = [p.stat() for p in Path(folder).rglob("*") if p.is_file()]
+    except OSError:
+        return ()
+    return before, [(file.st_size, file.st_mtime_ns) for file in files]
 
 
-def _plain(value) -> dict:
-    if isinstance(value, float | int):
-        return {"value": float(value)}
-    return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def _save_picture(opened, report, seed: int) -> str:
-    """Draw the report's picture among the run's samples -> its path inside the run."""
-    from mmx.eval.grid import draw_grid
-    from mmx.eval.png import save_picture
+def _print(scorer: Scorer, step: int) -> None:
+    from mmx.eval.ledger import spell
 
-    picture = draw_grid(
-        report.sections,
-        title=f"mmx {opened.config.family}, {opened.step} steps",
-        subtitle=report.subtitle,
-        attribution=report.credit,
-    )
-    path = opened.dir.samples / f"evaluate-step{opened.step}-seed{seed}.png"
-    info = report.info | {"run": str(opened.dir.path), "step": opened.step, "seed": seed}
-    try:
-        save_picture(path, picture, info)
-    except OSError as error:
-        raise UserError(f"{path}: not written ({error.strerror})") from error
-    return str(path.relative_to(opened.dir.path))
-
-
-def _print(run_dir, record) -> None:
-    width = max(map(len, record["scores"]))
-    for name, score in record["scores"].items():
-        interval = f"  [{score['low']:.4g}, {score['high']:.4g}]" if "low" in score else ""
-        print(f"{name.ljust(width)}  {score['value']:.4g}{interval}")
-    print(f"scores:      {run_dir.metrics_file}")
-    print(f"picture:     {run_dir.path / record['picture']}")
-    print(f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(run_dir.path))}")
-
-
-def _tensorboard() -> str:
-    """The command as it can be typed here: an environment that is not activated is named."""
-    script = Path(sys.executable).with_name("tensorboard")
-    if not script.is_file():
-        return "tensorboard"
-    relative = os.path.relpath(script)
-    if os.sep not in relative:
-        relative = os.path.join(os.curdir, relative)  # else a shell would search for it
-    return shlex.quote(min(relative, str(script), key=len))
+    scores = scorer.scores(step)
+    width = max(map(len, scores))
+    for name, score in scores.items():
+        print(f"{name.ljust(width)}  {spell(score)}")
+    print(f"scores:      {scorer.dir.evals_file}")
+    print(f"picture:     {scorer.picture(step)}")
+    print(f"TensorBoard: {tensorboard.command(scorer.dir.path)}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -38,6 +38,11 @@ class Run:
     params: Any
     extra: Any
     frozen: Any
+
+    def at(self, step: int) -> "Run":
+        """Another checkpoint of the run; what was compiled stays. Raises UserError."""
+        params, extra, _ = _read(self.dir, self.config, step)
+        return replace(self, step=step, **_place_all(self.dir, self.task, self.mesh, params, extra))
 
     def options(self, **changes):
         """The run's sampling options with changes; None leaves the run's own. Raises UserError."""
@@ -124,10 +129,7 @@ def load_run(spec, step: int | None = None) -> Run:
     run, named = parse_run(spec)
     step = named if step is None else step
     config = run.config()
-    params, extra, step = read_weights(run, step)
-    if config.get("offline_ema", 0.0):
-        steps = [s for s in run.steps() if s <= step]
-        params = offline_ema((read_weights(run, s)[0] for s in steps), config.offline_ema)
+    params, extra, step = _read(run, config, step)
     try:
         task = make_task(config, run)
     except (AttributeError, KeyError) as error:
@@ -136,10 +138,25 @@ def load_run(spec, step: int | None = None) -> Run:
             f"({' '.join(str(error).split())})"
         ) from error
     mesh = make_mesh(_mesh_here(config.mesh))
+    weights = _place_all(run, task, mesh, params, extra)
+    return Run(run, step, config, task, mesh, frozen=task.load_frozen(mesh), **weights)
+
+
+def _read(run: RunDir, config, step: int | None) -> tuple[dict, dict, int]:
+    """(averaged params, extra, step) on the host."""
+    params, extra, step = read_weights(run, step)
+    if config.get("offline_ema", 0.0):
+        steps = [s for s in run.steps() if s <= step]
+        params = offline_ema((read_weights(run, s)[0] for s in steps), config.offline_ema)
+    return params, extra, step
+
+
+def _place_all(run: RunDir, task, mesh, params, extra) -> dict:
     boxed_params, boxed_extra = jax.eval_shape(task.init, rngs.base_key(0))
-    params = _place(run, params, boxed_params, mesh)
-    extra = _place(run, extra, boxed_extra, mesh)
-    return Run(run, step, config, task, mesh, params, extra, task.load_frozen(mesh))
+    return {
+        "params": _place(run, params, boxed_params, mesh),
+        "extra": _place(run, extra, boxed_extra, mesh),
+    }
 
 
 def _mesh_here(mesh_config) -> dict:

@@ -11,8 +11,9 @@ RUN/stages/NAME/       frozen weights of earlier runs, exported once
 RUN/samples/           pictures
 RUN/goodput/           where the time of each start went
 RUN/plugins/           traces of ``--profile``
-RUN/metrics.json       scores of the last evaluation
-RUN/events.*           TensorBoard
+RUN/evals.jsonl        scores: a line for each metric of each checkpoint
+RUN/evals/             TensorBoard, of evaluating
+RUN/events.*           TensorBoard, of training
 RUN/.lock              held by the process that trains
 """
 
@@ -94,8 +95,12 @@ class RunDir:
         return self.path / "goodput"
 
     @property
-    def metrics_file(self) -> "Path":
-        return self.path / "metrics.json"
+    def evals_file(self) -> "Path":
+        return self.path / "evals.jsonl"
+
+    @property
+    def evals(self) -> "Path":
+        return self.path / "evals"
 
     @property
     def attribution_file(self) -> "Path":
@@ -143,7 +148,7 @@ class RunDir:
 
     def has_saved(self) -> bool:
         """Was there ever a checkpoint? One may have been moved to ``broken/`` since, or away."""
-        if self.steps() or self.metrics_file.is_file():
+        if self.steps() or self.evals_file.is_file():
             return True
         return any(not p.name.startswith(UNFINISHED) for p in storage.children(self.broken))
 
@@ -166,8 +171,11 @@ def _is_whole(step: "Path") -> bool:
     return (step / _COMMITTED).exists() if storage.is_remote(step) else step.is_dir()
 
 
-def parse_run(spec: str) -> tuple[RunDir, int | None]:
+def parse_run(spec: str, may_wait: bool = False) -> tuple[RunDir, int | None]:
     """``PATH[@STEP]`` -> (run, step or None). The run must exist.
+
+    Args:
+      may_wait: it need not have a checkpoint yet.
 
     Raises:
       UserError: no such run, it has no config, or no checkpoint (of that step).
@@ -187,7 +195,7 @@ def parse_run(spec: str) -> tuple[RunDir, int | None]:
         raise UserError(f"{text}: not a run directory (it has no config.json)")
     steps = run.steps()
     run.config()
-    if not steps:
+    if not steps and not may_wait:
         raise UserError(f"{text}: this run has no checkpoint yet; train it first")
     if step is not None and step not in steps:
         raise UserError(f"{text}: no checkpoint of step {step}; there are {steps}")
@@ -307,20 +315,39 @@ def train_alone(run: RunDir) -> Iterator[None]:
     Raises:
       UserError: one does already.
     """
-    if storage.is_remote(run.path):
+    with _alone(
+        run.lock_file,
+        f"--workdir={run.path}: another `mmx train` is at work there; wait until it ends, or "
+        "choose another folder",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def evaluate_alone(run: RunDir) -> Iterator[None]:
+    """Keep other processes of this machine from scoring a run meanwhile: each score once.
+
+    Raises:
+      UserError: one does already.
+    """
+    taken = f"{run.path}: another `mmx evaluate` is at work on it; wait until it ends"
+    with _alone(run.evals / ".lock", taken):
+        yield
+
+
+@contextlib.contextmanager
+def _alone(file: "Path", taken: str) -> Iterator[None]:
+    if storage.is_remote(file):
         yield
         return
     import fcntl
 
-    run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock_file.open("w") as lock:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"--workdir={run.path}: another `mmx train` is at work there; wait until it ends, "
-                "or choose another folder"
-            ) from error
+            raise UserError(taken) from error
         except OSError:
             pass  # a file system without locks
         yield

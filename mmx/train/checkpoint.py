@@ -32,6 +32,10 @@ class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read: truncated, or files missing."""
 
 
+class Unreadable(UserError):
+    """A checkpoint that cannot be read now: gone, damaged, or not all of it is there yet."""
+
+
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Whether to stop is asked elsewhere, and counted: Orbax's own asking would upset that."""
@@ -217,16 +221,16 @@ class Checkpoints:
         """``{"params": ..., "ema": ..., "extra": ...}`` of a step, as arrays of this host.
 
         Raises:
-          UserError: the checkpoint cannot be read, or there is none of this step.
+          Unreadable: the checkpoint cannot be read, or there is none of this step.
         """
         others = [s for s in self.steps() if s != step]
         if others == self.steps():
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {others}")
+            raise Unreadable(f"{self.directory}: no checkpoint of step {step}; there are {others}")
         try:
             return self._read_host(step, "model")
         except Exception as error:
             instead = f"name another as RUN@STEP: {others}" if others else "there is no other"
-            raise UserError(
+            raise Unreadable(
                 f"{self.directory / str(step)}: this checkpoint cannot be read ({_brief(error)}); "
                 f"{instead}"
             ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -106,14 +107,34 @@ class Writer:
 
             self._write(step, [{"summary": summary.text(name, markdown)}])
 
-    def hparams(self, step: int, values: dict[str, Any], scores: dict[str, float]) -> None:
-        """The run in TensorBoard's HPARAMS tab: its config, and which scalars are its scores."""
+    def layout(self, step: int, categories: dict[str, dict]) -> None:
+        """Charts of the CUSTOM SCALARS tab: {category: {chart: ("Margin" | "Multiline", tags)}}."""
         if self._events:
             from tensorboardX import summary
 
-            plain = {k: v if isinstance(v, int | float | str | bool) else str(v)
-                     for k, v in values.items()}  # fmt: skip
-            self._write(step, [{"summary": part} for part in summary.hparams(plain, scores)])
+            self._write(step, [{"summary": summary.custom_scalars(categories)}])
+
+    def hparams(self, step: int, name: str, values: dict[str, Any], scores: Iterable[str]) -> None:
+        """The run in TensorBoard's HPARAMS tab: its config, and which scalars are its scores.
+
+        Args:
+          name: of the run there. Its group, too: runs that differ in their seed alone stay apart.
+          values: what a table can hold as it is, else its text.
+          scores: tags of scalars.
+        """
+        if not self._events:
+            return
+        from tensorboardX import summary
+        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+        plain = {k: v if isinstance(v, int | float | str | bool) else str(v)
+                 for k, v in values.items()}  # fmt: skip
+        parts = summary.hparams(plain, dict.fromkeys(scores))
+        held = parts[1].value[0].metadata.plugin_data
+        start = HParamsPluginData.FromString(held.content)
+        start.session_start_info.group_name = name
+        held.content = start.SerializeToString()
+        self._write(step, [{"summary": part} for part in parts])
 
     def sync(self) -> None:
         """Have in the bucket what is not there yet; a disk has it all."""

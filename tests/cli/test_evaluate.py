@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmx.cli import evaluate
+from mmx.cli import tensorboard
 from mmx.cli.main import main
 from mmx.core.run_dir import RunDir
 from mmx.eval.png import read_metadata
@@ -23,14 +23,18 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     picture = run / "samples" / "evaluate-step20-seed0.png"
     out = captured.out
-    assert f"\nscores:      {run}/metrics.json\n" in out
+    assert f"\nscores:      {run}/evals.jsonl\n" in out
     assert f"\npicture:     {picture}\n" in out
     # Quoted for a shell.
-    assert out.endswith(f"tensorboard --logdir '{tmp_path}/my run; '\"'\"'a'\"'\"''\n")
+    quoted = f"'{tmp_path}/my run; '\"'\"'a'\"'\"''"
+    assert out.endswith(f"tensorboard --logdir {quoted} --samples_per_plugin=images=200\n")
     assert "training_caption_recall/r1" in out and "held_out/" in out
     assert "draw 256/256" in captured.err
-    scores = json.loads((run / "metrics.json").read_text())["scores"]
+    lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    scores = {line["metric"]: line for line in lines}
+    assert len(lines) == len(scores) and {(s["step"], s["seed"]) for s in lines} == {(20, 0)}
     recall = scores["training_caption_recall/r1"]
+    assert recall["n"] == 256 and recall["recipe"].startswith("tfds:openmoji/32 (")
     assert recall["low"] <= recall["value"] <= recall["high"]
     record = read_metadata(picture)
     assert record["step"] == 20 and record["seed"] == 0 and record["run"] == str(run)
@@ -57,8 +61,9 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     shutil.copytree(run / "checkpoints" / "20", run / "checkpoints" / "30")
     assert main(["evaluate", str(run)]) == 130
     shutil.rmtree(run / "checkpoints" / "30")
-    (run / "metrics.json").write_text("{")
-    assert main(["evaluate", str(run)]) == 130
+    (run / "evals.jsonl").write_text("{\n")
+    assert main(["evaluate", str(run)]) == 2
+    assert "evals.jsonl, line 1: not a score" in capsys.readouterr().err
 
 
 def test_the_command_of_tensorboard_works_as_printed(tmp_path, monkeypatch):
@@ -68,13 +73,13 @@ def test_the_command_of_tensorboard_works_as_printed(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr("sys.executable", str(scripts / "python"))
     monkeypatch.chdir(tmp_path / "my project")
-    assert evaluate._tensorboard() == "tensorboard"
+    assert tensorboard._script() == "tensorboard"
     (scripts / "tensorboard").touch()
-    assert evaluate._tensorboard() == ".venv/bin/tensorboard"
+    assert tensorboard._script() == ".venv/bin/tensorboard"
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert evaluate._tensorboard() == "'../my project/.venv/bin/tensorboard'"
+    assert tensorboard._script() == "'../my project/.venv/bin/tensorboard'"
     monkeypatch.chdir(scripts)
-    assert evaluate._tensorboard() == "./tensorboard"
+    assert tensorboard._script() == "./tensorboard"
 
 
 def test_an_unknown_family_is_refused_before_jax_starts(vqgan_run, tmp_path, capsys):
@@ -118,7 +123,7 @@ def test_evaluate_refuses_a_truncated_checkpoint(damaged, capsys):
     assert main(["evaluate", str(damaged)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "checkpoints/20: this checkpoint cannot be read" in err
-    assert not (damaged / "metrics.json").exists()
+    assert not (damaged / "evals.jsonl").exists()
 
 
 def test_train_end_to_end(data_dir, tmp_path, capsys, mmx):

@@ -45,7 +45,7 @@ def test_only_host_0_writes(tmp_path):
     writer = Writer(tmp_path, 0, enabled=False)
     writer.scalars(1, {"x": 1.0})
     writer.text(1, "t", "text")
-    writer.hparams(1, {"a": 1}, {"x": 1.0})
+    writer.hparams(1, "run", {"a": 1}, ["x"])
     writer.close()
     assert not list(tmp_path.iterdir())
 
@@ -56,7 +56,8 @@ def test_images_text_and_hparams(toy_config, tmp_path):
     writer.image(4, "samples", picture_u8)
     writer.text(0, "config", "lr = 1")
     writer.scalars(4, {"test/loss": 0.5})
-    writer.hparams(4, flat_items(toy_config()) | {"none": None, "pair": (1, 2)}, {"test/loss": 0.5})
+    values = flat_items(toy_config()) | {"none": None, "pair": (1, 2)}
+    writer.hparams(4, "my run", values, ["test/loss"])
     writer.close()
     events = events_of(tmp_path)
     image = events.Images("samples")[0]
@@ -64,7 +65,9 @@ def test_images_text_and_hparams(toy_config, tmp_path):
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert text == b"lr = 1"
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    hparams = metadata.parse_session_start_info_plugin_data(content).hparams
+    start = metadata.parse_session_start_info_plugin_data(content)
+    hparams = start.hparams
+    assert start.group_name == "my run"
     assert hparams["optim.lr"].number_value == 1e-2
     assert hparams["family"].string_value == "toy" and hparams["pair"].string_value == "(1, 2)"
     assert hparams["toy.gan"].bool_value is False

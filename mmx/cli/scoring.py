@@ -1,0 +1,147 @@
+"""Score checkpoints of a run, each (checkpoint, evaluator, seed) once; the verbs share it.
+
+An evaluator is "report", what a family's task says of itself. Its scores go to RUN/evals.jsonl and,
+at the checkpoint's step, to TensorBoard in RUN/evals/: nothing that training writes is touched.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir
+from mmx.models import registry
+
+
+class Scorer:
+    """What is scored of a run already, and what can be. Needs jax only once it scores.
+
+    Args:
+      run_dir: the run.
+      seed: of all draws.
+      data_dir: where the data is now; None: where it was in training.
+
+    Raises:
+      UserError: an unknown family, or scores that cannot be read.
+    """
+
+    def __init__(self, run_dir: RunDir, seed: int = 0, data_dir: str | None = None):
+        from mmx.data.source import open_source
+        from mmx.eval.ledger import Ledger
+
+        self.dir, self.seed = run_dir, seed
+        config = run_dir.config()
+        registry.check_family(config)
+        self._ledger = Ledger(run_dir.evals_file)
+        self._where = data_dir or config.data.data_dir
+        self._opened = self._writer = self._no_data = None
+        trained_on = run_dir.data()
+        fingerprint = trained_on["fingerprint"] if trained_on else ""
+        try:
+            info = open_source(config.data.source, config.data.split, self._where).info
+            self._directory, here = info.directory, info.fingerprint
+        except UserError as error:  # what is scored already can be shown all the same
+            self._no_data = UserError(f"{error} (or say where it is: --data_dir)")
+            here = fingerprint
+        self._is_other = bool(fingerprint) and here != fingerprint
+        # Scores on other data, or on another choice of it, are other scores.
+        self.recipes = {"report": f"{config.data.source} ({here[:8]})"}
+
+    def is_complete(self, step: int) -> bool:
+        """Is everything of a step scored?"""
+        return not self._missing(step)
+
+    def _missing(self, step: int) -> list[str]:
+        return [
+            name
+            for name, recipe in self.recipes.items()
+            if not self._ledger.has(step, self.seed, name, recipe)
+            or (name == "report" and not self.picture(step).is_file())
+        ]
+
+    def scores(self, step: int) -> dict[str, dict]:
+        """Metric -> {"value", "low", "high", "n", ...}, as far as it is known."""
+        return self._ledger.scores(step, self.seed, self.recipes)
+
+    def picture(self, step: int):
+        """Where the report's picture of a step is."""
+        return self.dir.samples / f"evaluate-step{step}-seed{self.seed}.png"
+
+    def prepare(self) -> None:
+        """Before anything is computed: starts jax. Raises UserError when nothing can be scored."""
+        from mmx.cli import arguments
+        from mmx.cli.backend import start_jax
+
+        if self._no_data:
+            raise self._no_data
+        if self._is_other:
+            print(
+                f"mmx: warning: {self._directory} was prepared anew since {self.dir.path} began: "
+                "what it is scored on is not what it learned from (the old data: --data_dir)",
+                file=sys.stderr,
+            )
+        arguments.check_writable(f"{self.dir.path}", self.dir.path)
+        start_jax()
+
+    def score(self, step: int) -> None:
+        """Compute what is missing of a step.
+
+        Raises:
+          Unreadable: the checkpoint cannot be read.
+          Interrupted: where `mmx.core.preemption` watches.
+        """
+        missing = self._missing(step)
+        if not missing:
+            return
+        self._open(step)
+        for name in missing:
+            scores = self._report() if name == "report" else {}
+            self._ledger.add(step, self.seed, name, self.recipes[name], scores)
+        self._log(step, missing)
+
+    def _open(self, step: int) -> None:
+        from mmx.cli.run import load_run
+
+        if self._opened is None:
+            self._opened = load_run(self.dir.path, step)
+            self._opened.config.data.data_dir = self._where
+        elif self._opened.step != step:
+            self._opened = self._opened.at(step)
+
+    def _report(self) -> dict:
+        from mmx.eval.grid import draw_grid
+        from mmx.eval.png import save_picture
+
+        opened = self._opened
+        report = opened.task.report(opened, self.seed)
+        picture = draw_grid(
+            report.sections,
+            title=f"mmx {opened.config.family}, {opened.step} steps",
+            subtitle=report.subtitle,
+            attribution=report.credit,
+        )
+        path = self.picture(opened.step)
+        info = {"run": str(self.dir.path), "step": opened.step, "seed": self.seed}
+        try:
+            save_picture(path, picture, report.info | info)
+        except OSError as error:
+            raise UserError(f"{path}: not written ({error.strerror})") from error
+        return report.scores
+
+    def _log(self, step: int, evaluators: Sequence[str]) -> None:
+        from mmx.cli import tensorboard
+        from mmx.train.metrics import Writer
+
+        new = {n: s for n, s in self.scores(step).items() if s["evaluator"] in evaluators}
+        if self._writer is None:
+            folder = self.dir.evals / f"seed{self.seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = Writer(folder)
+            self._writer.layout(0, tensorboard.layout((n, "low" in s) for n, s in new.items()))
+            cards = [f"- {name}: {recipe}" for name, recipe in self.recipes.items()]
+            self._writer.text(0, "recipes", "\n".join(cards))
+        tensorboard.write_scores(self._writer, step, new)
+        self._writer.sync()
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()

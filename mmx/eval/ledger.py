@@ -1,0 +1,103 @@
+"""What was scored of a run, each (checkpoint, evaluator, seed) once: ``RUN/evals.jsonl``.
+
+A line for each score::
+
+    {"step": 300, "metric": "test/psnr", "value": 21.6, "low": 21.4, "high": 21.8, "n": 180,
+     "evaluator": "report", "recipe": "openmoji/32 (1a2b3c4d), ...", "seed": 0}
+
+An evaluator gives one score or many; they are written together, so a line of it says that all are
+there. Scores of one metric can be compared where their recipes are equal.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils.epath import Path
+
+from mmx.core import storage
+from mmx.core.errors import UserError
+from mmx.eval.stats import Score
+
+_FIELDS = ("step", "metric", "value", "evaluator", "recipe", "seed")
+
+
+class Ledger:
+    """The lines of a file, which need not exist yet.
+
+    Args:
+      file: ``RUN/evals.jsonl``.
+
+    Raises:
+      UserError: a line that is none of ours.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.lines = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.file.is_file():
+            return []
+        lines = []
+        for number, text in enumerate(storage.read_text(self.file).splitlines(), 1):
+            try:
+                line = json.loads(text)
+                [line[field] for field in _FIELDS]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.file}, line {number}: not a score of `mmx evaluate`; delete the line "
+                    "to have it scored again"
+                ) from error
+            lines.append(line)
+        return lines
+
+    def scores(self, step: int, seed: int, recipes: Mapping[str, str]) -> dict[str, dict]:
+        """Metric -> its line, of a step.
+
+        Args:
+          step, seed: of the evaluation.
+          recipes: evaluator -> recipe, those that count.
+        """
+        return {
+            line["metric"]: line
+            for line in self.lines
+            if (line["step"], line["seed"]) == (step, seed)
+            and recipes.get(line["evaluator"]) == line["recipe"]
+        }
+
+    def has(self, step: int, seed: int, evaluator: str, recipe: str) -> bool:
+        return bool(self.scores(step, seed, {evaluator: recipe}))
+
+    def add(
+        self, step: int, seed: int, evaluator: str, recipe: str, scores: Mapping[str, Score | float]
+    ) -> None:
+        """Keep what an evaluator gave, whole or not at all; takes the place of the same before."""
+        key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
+        new = [{"step": step, "metric": m, **_plain(s), **key} for m, s in scores.items()]
+        # Read again: another machine may have scored another checkpoint meanwhile.
+        same = lambda line: line["step"] == step and all(line[k] == v for k, v in key.items())
+        self.lines = [line for line in self._read() if not same(line)] + new
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines)
+        storage.write(self.file, text)
+
+
+def _plain(score: Score | float) -> dict[str, Any]:
+    if isinstance(score, float | int):
+        return {"value": _finite(score)}
+    ends = {"low": _finite(score.low), "high": _finite(score.high)}
+    return {"value": _finite(score.value), **ends, "n": int(score.n)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def spell(line: Mapping[str, Any]) -> str:
+    """``"0.91 [0.87, 0.94]"``, or the value alone where there is no interval."""
+    number = lambda value: "not finite" if value is None else f"{value:.4g}"
+    if "low" not in line:
+        return number(line["value"])
+    return f"{number(line['value'])} [{number(line['low'])}, {number(line['high'])}]"
