@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from mmx.cli import arguments, tensorboard
+from mmx.cli import arguments
 from mmx.cli.scoring import Scorer
-from mmx.core import preemption
+from mmx.core import commands, preemption
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, evaluate_alone, parse_run
 
@@ -69,7 +69,7 @@ def run(args) -> int:
                 scorer.close()
     print(f"scored:      {loop.counted()}")
     print(f"scores:      {run_dir.evals_file}")
-    print(f"TensorBoard: {tensorboard.command(run_dir.path)}")
+    print(f"TensorBoard: {commands.tensorboard(run_dir.path)}")
     if loop.unread:
         steps = ", ".join(map(str, sorted(loop.unread)))
         raise UserError(f"{run_dir.checkpoints}: not scored, as they cannot be read: {steps}")
@@ -199,4 +199,4 @@ def _print(scorer: Scorer, step: int) -> None:
         print(f"{name.ljust(width)}  {spell(score)}")
     print(f"scores:      {scorer.dir.evals_file}")
     print(f"picture:     {scorer.picture(step)}")
-    print(f"TensorBoard: {tensorboard.command(scorer.dir.path)}")
+    print(f"TensorBoard: {commands.tensorboard(scorer.dir.path)}")

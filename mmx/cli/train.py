@@ -5,7 +5,6 @@ import json
 import signal
 import sys
 
-from mmx.cli import tensorboard
 from mmx.core import config as configs
 from mmx.core import preemption, storage
 from mmx.core.errors import UserError
@@ -122,8 +121,6 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, pr
         else:
             check_same(workdir, config, data)
         task = make_task(config, workdir)
-    if is_host_0:
-        print(f"TensorBoard: {tensorboard.command(workdir.path)}", file=sys.stderr)
     try:
         loop.train(task, config, workdir, init_from, clock, profile)
     except preemption.Preempted as stopped:

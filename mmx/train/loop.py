@@ -5,8 +5,8 @@ import contextlib
 import jax
 import numpy as np
 
+from mmx.core import commands, preemption, rng, storage
 from mmx.core import config as configs
-from mmx.core import preemption, rng, storage
 from mmx.core.progress import Progress
 from mmx.core.run_dir import RunDir, parse_run, record_environment
 from mmx.data import pipeline
@@ -82,6 +82,7 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
             writer.text(0, "config", f"```\n{configs.to_text(config)}\n```")
         elif start < config.steps:
             progress.say(f"going on from step {start} of {run.path}")
+        progress.say(f"TensorBoard: {commands.tensorboard(run.path)}")
         if restored and init_from:
             progress.say(f"--init_from={init_from} is for a new run: not used")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mmx.cli import tensorboard
 from mmx.cli.main import main
 from mmx.core.run_dir import RunDir
 from mmx.eval.png import read_metadata
@@ -64,22 +63,6 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     (run / "evals.jsonl").write_text("{\n")
     assert main(["evaluate", str(run)]) == 2
     assert "evals.jsonl, line 1: not a score" in capsys.readouterr().err
-
-
-def test_the_command_of_tensorboard_works_as_printed(tmp_path, monkeypatch):
-    """An environment need not be activated: `make demo` calls .venv/bin/mmx."""
-    scripts = tmp_path / "my project" / ".venv" / "bin"
-    scripts.mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr("sys.executable", str(scripts / "python"))
-    monkeypatch.chdir(tmp_path / "my project")
-    assert tensorboard._script() == "tensorboard"
-    (scripts / "tensorboard").touch()
-    assert tensorboard._script() == ".venv/bin/tensorboard"
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert tensorboard._script() == "'../my project/.venv/bin/tensorboard'"
-    monkeypatch.chdir(scripts)
-    assert tensorboard._script() == "./tensorboard"
 
 
 def test_an_unknown_family_is_refused_before_jax_starts(vqgan_run, tmp_path, capsys):
