@@ -89,7 +89,11 @@ def get_config(arg=""):
         "a tree",
         "a house",
     )
-    c.eval = dict(splits=("test",), examples=64 if tiny else 5000)
+    c.eval = dict(
+        splits=("test",),
+        examples=64 if tiny else 5000,
+        metrics=("kid_mobilenetv2_96px", "precision_recall_mobilenetv2_96px"),
+    )
     c.log_every = 10 if tiny else 100
     c.eval_every = 10 if tiny else 10_000
     c.preview_every = 10 if tiny else 5000

@@ -76,7 +76,11 @@ def get_config(arg=""):
         "flag of japan",
         "woman health worker",
     )
-    c.eval = dict(splits=("test",), examples=64 if tiny else 256)
+    c.eval = dict(
+        splits=("test",),
+        examples=64 if tiny else 256,
+        metrics=("kid_mobilenetv2_96px", "precision_recall_mobilenetv2_96px"),
+    )
     c.log_every = 10 if tiny else 100
     c.eval_every = 10 if tiny else 2000
     c.preview_every = 10 if tiny else 1000

@@ -29,6 +29,7 @@ RESUME_ALLOWED = (
     "save_every",
     "keep",
     "codec.config",
+    "eval.metrics",
     "data.data_dir",
     "data.threads",
 )

@@ -227,8 +227,7 @@ def make(
     Raises:
       UserError: an unknown name, weights that are not there, or no embedder for what needs one.
     """
-    for name in names:
-        choose("config.eval.metrics", dict.fromkeys(METRICS), name)
+    check_names(names)
     given = _Given(data_dir, embedder)
     by_network: dict[str, dict[str, SetMetric]] = {}
     made = []
@@ -241,6 +240,20 @@ def make(
     for network, metrics in by_network.items():
         made.append(_of_sets(network, metrics, given))
     return made
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for a name that is not of `METRICS`."""
+    for name in names:
+        choose("config.eval.metrics", dict.fromkeys(METRICS), name)
+
+
+def missing_file(name: str, data_dir: str | os.PathLike | None = None) -> str | None:
+    """Of `networks.FILES`, the one that a metric needs and that is not in the data directory."""
+    file = "lpips_vgg" if name == "lpips_vgg" else None
+    if name in SET_METRICS:
+        file = NETWORKS[SET_METRICS[name].network].file
+    return file if file and not networks.weights_file(file, data_dir).is_file() else None
 
 
 def _of_sets(network: str, metrics: dict[str, SetMetric], given: _Given) -> Evaluator:

@@ -1,13 +1,18 @@
 """What ``mmx evaluate`` makes of a run of any family, and the data that it is made on."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmx.data.image import fit
 from mmx.data.source import open_source, split_parts
+from mmx.eval import metrics
+from mmx.eval.evaluator import Evaluator
 from mmx.eval.grid import Section
 from mmx.eval.stats import Score
+from mmx.pretrained import networks
 
 MAX_EXAMPLES = 5000  # ours: of a split; the first ones of a larger split
 
@@ -76,3 +81,20 @@ def open_splits(data) -> tuple[dict[str, Examples], str]:
         name: Examples(open_source(data.source, split, data.data_dir), data.image_size)
         for name, split in wanted.items()
     }, info.attribution
+
+
+def evaluators(names: Sequence[str], data_dir: str | os.PathLike | None) -> list[Evaluator]:
+    """Those of ``config.eval.metrics`` whose networks are there; of others, what to type.
+
+    Args:
+      names: of `metrics.METRICS`.
+      data_dir: ``config.data.data_dir``.
+    Raises UserError for an unknown name, or damaged weights.
+    """
+    metrics.check_names(names)
+    missing = {name: file for name in names if (file := metrics.missing_file(name, data_dir))}
+    for file in dict.fromkeys(missing.values()):
+        lacking = ", ".join(name for name in missing if missing[name] == file)
+        print(f"mmx: not scored: {lacking}; for that: {networks.command(file, data_dir)}",
+              file=sys.stderr)  # fmt: skip
+    return metrics.make([name for name in names if name not in missing], data_dir)

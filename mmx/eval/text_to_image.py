@@ -3,14 +3,16 @@
 Knows no model: it takes functions that draw, reconstruct and decode.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mmx.core.errors import UserError
+from mmx.eval import evaluator, retrieval, stats, tone
 from mmx.eval import images as image_scores
-from mmx.eval import retrieval, stats, tone
+from mmx.eval.evaluator import Evaluator
 from mmx.eval.grid import Section, decoding_section
 
 NUM_CAPTIONS = 256  # training captions that are asked for
@@ -58,7 +60,10 @@ class Seen:
 
 
 def report(
-    model: Model, splits: dict[str, Sequence[dict[str, Any]]], seed: int = 0
+    model: Model,
+    splits: dict[str, Sequence[dict[str, Any]]],
+    seed: int = 0,
+    evaluators: Sequence[Evaluator] = (),
 ) -> tuple[dict[str, Any], list[Section]]:
     """Scores and the sections of the picture.
 
@@ -68,6 +73,7 @@ def report(
         carry "untoned" (OpenMoji), only untoned ones are in the gallery, and where a split
         "heldout_composition" exists, tones are scored.
       seed: of the choice of captions and of the drawing.
+      evaluators: of `metrics.make`: what they say of the drawings is among the scores.
 
     Returns:
       ({name: Score or float}, sections for :func:`mmx.eval.grid.draw_grid`).
@@ -98,6 +104,17 @@ def report(
     scores["nearest_training_image/rms"] = stats.mean(near)
     scores["nearest_training_image/rms_between_training_images"] = stats.mean(apart)
 
+    if evaluators:
+        rest = np.setdiff1d(train, true)
+        if len(rest) < count:
+            raise UserError(
+                f"config.eval.metrics: {count} drawings are compared with as many training images "
+                f"of other captions, and there are {len(rest)}"
+            )
+        reference = np.random.default_rng(seed + 3).choice(rest, count, replace=False)
+        batches = set_batches(model, drawn["image"], captions, splits["train"], true, reference)
+        scores |= evaluator.run(evaluators, batches)
+
     show = np.random.default_rng(seed + 1).permutation(count)[: 4 * COLUMNS]
     sections = [
         Section(
@@ -112,6 +129,29 @@ def report(
         sections.append(section)
     sections.append(decoding_row(model, drawn, captions, int(show[0])))
     return scores, sections
+
+
+def set_batches(
+    model: Model,
+    drawn: np.ndarray,
+    captions: Sequence[str],
+    examples: Sequence[dict[str, Any]],
+    true: np.ndarray,
+    reference: np.ndarray,
+) -> Iterator[evaluator.Batch]:
+    """The rows of `evaluator.Evaluator`: a drawing, its caption's true image, another's true image.
+
+    What the true images score against those of others is the floor.
+    """
+    load = lambda which: np.stack([examples[int(i)]["image"] for i in which])
+    for start in range(0, len(drawn), model.batch_size):
+        rows = slice(start, start + model.batch_size)
+        yield {
+            "image": np.nan_to_num(drawn[rows]),  # a broken model scores badly, it does not stop
+            "real": load(true[rows]),
+            "reference": load(reference[rows]),
+            "text": list(captions[rows]),
+        }
 
 
 def read(model: Model, examples: Sequence[dict[str, Any]], through_codec: bool) -> Seen:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mmx.eval import images, report, text_to_image
+from mmx.core.errors import UserError
+from mmx.eval import images, metrics, report, text_to_image
+from mmx.eval.evaluator import Evaluator
 
 SIZE, GRID, CODES = 64, 4, 16
 
@@ -48,7 +50,7 @@ def made(monkeypatch):
     """``made(splits) -> (scores, sections, sizes of what went through the codec)``."""
     monkeypatch.setattr(text_to_image, "NUM_CAPTIONS", 12)
 
-    def make(splits):
+    def make(splits, evaluators=()):
         sizes = []
 
         def reconstruct(image_u8):
@@ -65,7 +67,7 @@ def made(monkeypatch):
 
         decode = lambda codes: np.zeros((len(codes), SIZE, SIZE, 3), np.float32)
         model = text_to_image.Model(draw, reconstruct, decode, CODES, GRID, batch_size=16)
-        return *text_to_image.report(model, splits), sizes
+        return *text_to_image.report(model, splits, 0, evaluators), sizes
 
     return make
 
@@ -134,3 +136,43 @@ def test_examples_are_the_first_of_a_large_split_at_one_size(monkeypatch):
 
 def test_trained_splits_are_each_named_once():
     assert report.trained_splits("a*4+b[:10%]+a") == ["a", "b[:10%]"]
+
+
+def test_what_is_drawn_is_compared_with_images_of_other_captions(made):
+    seen = []
+
+    def update(state, batch):
+        seen.append(batch)
+        return state
+
+    spy = Evaluator("spy", ("image", "real"), dict, update, dict, lambda state: {"spy": 1.0})
+    splits = {"train": Split(40, 0, lambda i: {"untoned": i % 4 > 0}), "test": Split(5, 1)}
+    scores, _, _ = made(splits, [spy, *metrics.make(("psnr",))])
+    assert scores["spy"] == 1 and scores["psnr"].n == 12
+    all_images = np.stack([example["image"] for example in splits["train"]])
+    find = lambda image: int(np.flatnonzero((all_images == image).all((1, 2, 3)))[0])
+    drawn, real, reference = (np.concatenate([b[k] for b in seen])
+                              for k in ("image", "real", "reference"))  # fmt: skip
+    of = {k: [find(image) for image in images] for k, images in
+          (("real", real), ("reference", reference))}  # fmt: skip
+    np.testing.assert_array_equal(images.to_uint8(drawn), real)  # what was asked for was drawn
+    assert [int(t.split()[1]) for b in seen for t in b["text"]] == of["real"]
+    assert len(set(of["real"]) | set(of["reference"])) == 24
+    assert all(i % 4 for i in of["real"] + of["reference"])  # untoned ones only
+    with pytest.raises(UserError, match=r"as many training images of other captions.* 3$"):
+        made({"train": Split(15, 0)}, [spy])
+
+
+def test_metrics_whose_network_is_not_there_are_named_with_what_to_type(tmp_path, capsys):
+    names = ("kid_mobilenetv2_96px", "psnr", "precision_recall_mobilenetv2_96px",
+             "fid_inception2015_clean")  # fmt: skip
+    made = report.evaluators(names, str(tmp_path))
+    assert [e.name for e in made] == ["psnr"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "mmx: not scored: kid_mobilenetv2_96px, precision_recall_mobilenetv2_96px; for that: "
+        f"mmx prepare features mobilenetv2 --data_dir {tmp_path}"
+    )
+    assert "fid_inception2015_clean; for that: mmx prepare features inception2015 --wei" in second
+    with pytest.raises(UserError, match=r"config\.eval\.metrics='kid': use one of"):
+        report.evaluators(("kid",), str(tmp_path))

@@ -12,7 +12,7 @@ from mmx.data import pipeline
 from mmx.data.image import fit
 from mmx.data.source import open_source
 from mmx.eval import text_to_image
-from mmx.eval.report import Report, open_splits
+from mmx.eval.report import Report, evaluators, open_splits
 from mmx.models.muse import loss as losses
 from mmx.models.protocols import OpenRun
 from mmx.models.rows import fill_rows
@@ -92,7 +92,10 @@ def report(task, run: OpenRun, seed: int) -> Report:
     """
     options = task.options()
     splits, attribution = open_splits(task.config.data)
-    scores, sections = text_to_image.report(_model(task, run, options), splits, seed)
+    # A run of before there were metrics by name has none in its config.
+    measured = evaluators(task.config.eval.get("metrics", ()), task.config.data.data_dir)
+    model = _model(task, run, options)
+    scores, sections = text_to_image.report(model, splits, seed, measured)
     return Report(
         scores,
         sections,
