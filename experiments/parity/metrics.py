@@ -1,20 +1,33 @@
-"""Metrics and their networks beside published implementations: what the goldens were written by.
+"""Metrics and their networks beside published implementations, which wrote their goldens.
 
-torch-fidelity, clean-fid, prdc, scikit-image, pycocoevalcap and lpips, as installed. None of them
-needs torchvision for what is asked here; where it is missing, empty modules stand in for it.
+    pip install torch==2.13.0
+    pip install --no-deps -r experiments/parity/metrics.txt
+    python experiments/parity/metrics.py             # the libraries now, beside the goldens
+    python experiments/parity/metrics.py --write     # the goldens of tests/ anew
+
+torch-fidelity, clean-fid, prdc, scikit-image, pycocoevalcap and lpips. None of them needs
+torchvision for what is asked here; where it is missing, empty modules stand in for it. Then
+MobileNetV2's true weights, from their package, name what scikit-image's pictures show.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import sys
+import tempfile
 import types
+from pathlib import Path
 
 import metric_inputs as inputs
 import numpy as np
 
-from mmx.pretrained import inception, mobilenet
+from mmx.pretrained import inception, mobilenet, networks
 
+GOLDEN = Path(__file__).resolve().parents[2] / "tests/goldens/metrics.json"
+# Class of ImageNet that each picture of scikit-image shows: Egyptian cat, espresso.
+SHOWN = {"chelsea": 285, "coffee": 967}
 SIZES = (299, 17)  # what pictures of 40 x 56 are resized to: larger, and smaller
 
 
@@ -211,3 +224,42 @@ def _stand_in_for_torchvision() -> None:
     torchvision.models.vgg16 = vgg16
     for name in ("CIFAR10", "STL10", "CIFAR100"):
         setattr(sys.modules["torchvision.datasets"], name, object)
+
+
+def compare_golden() -> None:
+    """The committed golden is what the libraries say today."""
+    kept, now = json.loads(GOLDEN.read_text()), metrics_golden()
+    assert kept.keys() == now.keys()
+    for name, value in now.items():
+        tolerance = 1e-5 * np.abs(value).max()
+        np.testing.assert_allclose(kept[name], value, atol=tolerance, err_msg=name)
+    print(f"goldens: {GOLDEN.name} is what the libraries say now, {len(now)} values")
+
+
+def name_pictures(data_dir: str) -> None:
+    """The true weights, read from their package, see what a picture shows."""
+    import skimage.data
+
+    networks.prepare("mobilenetv2", data_dir)
+    weights = networks.load("mobilenetv2", data_dir)
+    for picture, label in SHOWN.items():
+        image = getattr(skimage.data, picture)()
+        side = min(image.shape[:2])
+        top, left = ((n - side) // 2 for n in image.shape[:2])
+        logits = np.asarray(
+            mobilenet.forward(weights, image[None, top:, left:][:, :side, :side])[1]
+        )
+        odds = np.exp(logits[0] - logits.max())
+        assert logits.argmax() == label, (picture, logits.argmax())
+        print(f"{picture}: class {label}, {odds[label] / odds.sum():.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="the golden anew")
+    if parser.parse_args().write:
+        GOLDEN.write_text(json.dumps(metrics_golden(), indent=1) + "\n")
+    else:
+        compare_golden()
+        with tempfile.TemporaryDirectory() as folder:
+            name_pictures(folder)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load as load_bytes
+from safetensors.numpy import load_file, save
 
 from mmx.core import storage, tree
 from mmx.core.errors import UserError, choose
@@ -168,8 +169,7 @@ def prepare(
     converted = tree.flatten(spec.convert(given, packed, file))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with storage.staged(target) as temporary:
-            save_file(converted, temporary)
+        storage.write(target, save(converted))
     except OSError as error:
         raise UserError(f"{target}: cannot write there ({error.strerror})") from error
     return target, True
@@ -187,10 +187,8 @@ def read_published(file: str) -> dict[str, np.ndarray]:
     data = storage.read_bytes(path)
     if path.suffix != ".safetensors":
         return read_tensors(data, file)
-    from safetensors.numpy import load
-
     try:
-        return load(data)
+        return load_bytes(data)
     except Exception as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from error
 
