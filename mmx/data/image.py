@@ -165,3 +165,37 @@ def shift_flip(image: np.ndarray, rng: np.random.Generator, shift: int, flip: bo
         columns = np.clip(np.arange(width) - right, 0, width - 1)
         image = image.take(rows, axis=0).take(columns, axis=1)
     return image[:, ::-1] if flip and mirror else image
+
+
+def resize_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """As published CLIP weights see an image: its short side resized, then the centre.
+
+    Bicubic, antialiased and rounded to whole numbers before the crop, as Pillow does it. Of the two
+    published codes, which differ by a pixel where what is cut is odd, transformers'.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: pixels of a side.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = size * height // short, size * width // short
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+def stretch(image: np.ndarray, size: int) -> np.ndarray:
+    """As published SigLIP weights see an image: both sides resized, whatever their ratio.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: pixels of a side.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
