@@ -4,11 +4,12 @@
 ACCEL := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 DEMO := .venv/.installed-$(ACCEL)
 TEST := .venv-test/.installed
+PARITY := .venv-parity/.installed
 SIZE_cpu := 300 MB
 SIZE_cuda := 3 GB
 VERSIONS := setup.py constraints/install.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint parity clean
 
 # Ten minutes on two cores. Each step goes on from where it was, and takes seconds when it is done.
 demo: $(DEMO)
@@ -31,9 +32,15 @@ lint: $(TEST)
 	@.venv-test/bin/ruff check
 	@.venv-test/bin/ruff format --check
 
+# Published weights beside torch, transformers and open_clip, in an environment of their own.
+# IMAGES=DIR with 000000039769.jpg (COCO) and CLIP.png (OpenAI) checks the published logits too.
+parity: $(PARITY)
+	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 .venv-parity/bin/python -m experiments.parity.run \
+	    $(if $(IMAGES),--images $(IMAGES))
+
 # Keeps data/ and runs/.
 clean:
-	rm -rf .venv .venv-test .venv.log .venv-test.log build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-test .venv-parity .venv.log .venv-test.log .venv-parity.log build dist *.egg-info .pytest_cache .ruff_cache
 
 $(DEMO): $(VERSIONS)
 	@echo "[1/5] installing into .venv for $(ACCEL) (the first time downloads $(SIZE_$(ACCEL)))"
@@ -42,4 +49,8 @@ $(DEMO): $(VERSIONS)
 
 $(TEST): $(VERSIONS)
 	@constraints/install.sh .venv-test demo,test,dev
+	@touch $@
+
+$(PARITY): $(VERSIONS)
+	@constraints/install.sh .venv-parity parity
 	@touch $@
