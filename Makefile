@@ -35,7 +35,7 @@ lint: $(TEST)
 # Published weights beside torch, transformers and open_clip, in an environment of their own.
 # IMAGES=DIR with 000000039769.jpg (COCO) and CLIP.png (OpenAI) checks the published logits too.
 parity: $(PARITY)
-	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 .venv-parity/bin/python -m experiments.parity.run \
+	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 .venv-parity/bin/python experiments/parity/run.py \
 	    $(if $(IMAGES),--images $(IMAGES))
 
 # Keeps data/ and runs/.

@@ -1,8 +1,8 @@
 """Published weights and tokenizers beside the libraries that publish them: `make parity`.
 
     make parity                                      # an environment with torch of its own
-    python -m experiments.parity.run --write         # the goldens of tests/ anew
-    python -m experiments.parity.run --images DIR    # and the published logits, see ANCHORS
+    python experiments/parity/run.py --write         # the goldens of tests/ anew
+    python experiments/parity/run.py --images DIR    # and the published logits, see ANCHORS
 
 Three comparisons, each to 1e-5: the libraries now with the goldens that `make test` reads; mmx with
 the libraries now; and, where the weights lie in the cache of huggingface_hub, mmx with the logits
@@ -17,9 +17,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pictures
+import texts
+import towers
 from safetensors.numpy import load_file, save_file
 
-from experiments.parity import pictures, texts, towers
 from mmx.core.errors import UserError
 from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.image import decode, resize_crop, stretch

@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mmx.cli import configs, evaluate, preflight, prepare, sample, train
+    from mmx.cli import configs, evaluate, import_, preflight, prepare, sample, train
 
     parser = _Parser(
         prog="mmx",
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (prepare, preflight, train, sample, evaluate, configs):
-        name = module.__name__.rsplit(".", 1)[-1]
+    for module in (prepare, import_, preflight, train, sample, evaluate, configs):
+        name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(
             name,
             help=module.HELP,
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic() - (_process_age() if argv is None else 0.0)
     try:
         args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        if args.verb in ("train", "preflight"):
+        if args.verb in ("train", "preflight", "import"):
             args.overrides = rest
         elif rest:
             raise UserError(f"unknown arguments: {' '.join(rest)}; see `mmx {args.verb} --help`")

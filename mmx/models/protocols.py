@@ -120,6 +120,26 @@ class DrawingTask(Task, Protocol):
         ...
 
 
+class PublishedWeights(Protocol):
+    """What `mmx import` makes a run of. Built from a folder or an id of the hub."""
+
+    def config(self) -> Any:
+        """The run's config: a recipe of the family with the sizes that the weights have."""
+        ...
+
+    def keep_tokenizer(self, run: Any) -> None:
+        """Write the weights' tokenizer into the run. Raises UserError when they have none."""
+        ...
+
+    def read(self, params: Any, extra: Any) -> tuple[Any, Any]:
+        """(params, extra) of these shapes, laid out by their shardings where they have some.
+
+        Raises:
+          UserError: tensors that do not fit, all of them listed.
+        """
+        ...
+
+
 class Codec(Protocol):
     """image <-> grid of codes. Weights are passed in, so that they can be sharded and donated.
 

@@ -12,6 +12,8 @@ _TASKS = {
 }
 # family -> (module, codec class)
 _CODECS = {"vqgan": ("mmx.models.vqgan.codec", "VqganCodec")}
+# What opens the published weights of a family: only that of CLIP so far.
+_PUBLISHED = ("mmx.models.clip.published", "PublishedClip")
 
 
 def _load(table: dict, family: str, what: str):
@@ -48,3 +50,16 @@ def check_codec(config, field: str) -> None:
             f"{field}: a run of the family {config.family!r}, which is no image tokenizer; "
             f"name a run of the family {' or '.join(_CODECS)}"
         )
+
+
+def open_published(source: str):
+    """Published weights as the start of a run, see :class:`mmx.models.protocols.PublishedWeights`.
+
+    Args:
+      source: a folder, or an id of the Hugging Face hub.
+
+    Raises:
+      UserError: neither, or a model of no family here.
+    """
+    module, name = _PUBLISHED
+    return getattr(importlib.import_module(module), name)(source)

@@ -4,7 +4,7 @@
     model, params, extra = load_published(repository)
     image_BE = model.apply({"params": params, **extra}, image_BHWC, method="embed_image")
 
-`mmx import` makes a run of them, which is how everything else of mmx takes them.
+`mmx import` makes a run of them (:class:`PublishedClip`), which everything else of mmx takes.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from mmx.models.clip.model import Clip, make_model
 
+from mmx.core import config as configs
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir, copy_tokenizer
+from mmx.data.clip_bpe import ClipTokenizer
+from mmx.data.siglip_text import SiglipTokenizer
+from mmx.models.clip.model import Clip, make_model
 from mmx.pretrained.clip import Published, read_config, read_weights
 from mmx.pretrained.hub import Repository
 
@@ -65,3 +70,57 @@ def load_published(
         place = lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s)
         target = jax.tree.map(place, target, shardings(boxed))
     return model, *read_weights(repository, published, target["params"], target["extra"])
+
+
+# kind -> (the recipe that a run of such weights goes by, how they see an image)
+_RECIPES = {
+    "clip": ("clip/vit_b32", "short_side"),
+    "siglip": ("clip/siglip_b16", "stretch"),
+    "open_clip": ("clip/rn50", "short_side"),
+}
+
+
+class PublishedClip:
+    """Published weights as the start of a run, see `mmx.models.protocols.PublishedWeights`."""
+
+    def __init__(self, source: str):
+        self.repository = Repository(source)
+        self.published = read_config(self.repository)
+
+    def config(self):
+        """The recipe of the published kind, with the sizes and the pixels of these weights."""
+        recipe, crop = _RECIPES[self.published.kind]
+        config, published = configs.load_config(recipe), self.published
+        with config.unlocked():
+            for part in ("image", "text"):
+                del config.model[part]
+            config.model.update(published.model)
+            config.text.update(vocab_size=published.vocab_size, max_len=published.max_len)
+            config.data.update(image_size=published.image_size, crop=crop)
+            config.dtype = "float32"
+        return config
+
+    def keep_tokenizer(self, run: RunDir) -> None:
+        """SigLIP's is in its repository; CLIP's is always the same, and comes with mmx.
+
+        Raises:
+          UserError: a CLIP of another vocabulary or end of text; a SigLIP without tokenizer.json.
+        """
+        published = self.published
+        if published.kind == "siglip":
+            copy_tokenizer(run, self.repository.get("tokenizer.json"))
+            SiglipTokenizer.load(run.tokenizer_file)  # its mistakes now
+            return
+        tokenizer = ClipTokenizer.published()
+        ids = (tokenizer.vocab_size, tokenizer.eot_id)
+        if published.vocab_size != ids[0] or published.eot_id not in (None, ids[1]):
+            raise UserError(
+                f"{self.repository.source}: {published.vocab_size} ids and the end of text "
+                f"{published.eot_id}: not CLIP's vocabulary of {ids[0]}, whose end of text is "
+                f"{ids[1]}; mmx knows no other"
+            )
+        tokenizer.save(run.tokenizer_file)
+
+    def read(self, params: Any, extra: Any) -> tuple[Any, Any]:
+        """See :func:`mmx.pretrained.clip.read_weights`."""
+        return read_weights(self.repository, self.published, params, extra)
