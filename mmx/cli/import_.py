@@ -76,8 +76,9 @@ def _write(published, config, workdir: RunDir) -> None:
     task = make_task(config, None, abstract=True)
     params, extra = nn.unbox(jax.eval_shape(task.init, rng.base_key(0)))
     params, extra = published.read(params, extra)
+    tokenizer = published.tokenizer_json()
     open_or_create(workdir.path, config)
-    published.keep_tokenizer(workdir)
+    storage.write(workdir.tokenizer_file, tokenizer)
     make_task(config, workdir)  # that they go together
     checkpoints = Checkpoints(workdir.checkpoints)
     # No optimiser state: a run that trains starts from these weights by --init_from.

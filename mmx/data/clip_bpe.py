@@ -70,7 +70,7 @@ class ClipTokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ClipTokenizer":
-        """Read a ``tokenizer.json``: as :meth:`save` writes it, or of a published model.
+        """Read a ``tokenizer.json``: of :meth:`to_str`, or of a published model.
 
         Raises:
           UserError: it is missing or not CLIP's.
@@ -84,9 +84,9 @@ class ClipTokenizer:
             raise UserError(f"{path}: not a tokenizer file ({error})") from error
         return cls(bpe)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``.../tokenizer.json``, from which :meth:`load` gives the same ids."""
-        storage.write(storage.path(path), self._bpe.to_str())
+    def to_str(self) -> str:
+        """What to write as ``.../tokenizer.json``, from which :meth:`load` gives the same ids."""
+        return self._bpe.to_str()
 
     @property
     def vocab_size(self) -> int:

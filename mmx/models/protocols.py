@@ -127,8 +127,8 @@ class PublishedWeights(Protocol):
         """The run's config: a recipe of the family with the sizes that the weights have."""
         ...
 
-    def keep_tokenizer(self, run: Any) -> None:
-        """Write the weights' tokenizer into the run. Raises UserError when they have none."""
+    def tokenizer_json(self) -> str:
+        """The run's tokenizer.json. Raises UserError when there is none that fits."""
         ...
 
     def read(self, params: Any, extra: Any) -> tuple[Any, Any]:

@@ -66,7 +66,7 @@ def test_decode_reads_back_what_clip_reads(published):
 
 def test_a_run_keeps_it_as_one_file(published, tmp_path):
     file = tmp_path / "tokenizer.json"
-    published.save(file)
+    file.write_text(published.to_str())
     kept = ClipTokenizer.load(file)
     texts = [text for text, _ in json.loads(GOLDEN.read_text())["texts"]]
     np.testing.assert_array_equal(kept.encode(texts)[0], published.encode(texts)[0])

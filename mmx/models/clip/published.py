@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core import config as configs
+from mmx.core import storage
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir, copy_tokenizer
 from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.siglip_text import SiglipTokenizer
 from mmx.models.clip.model import Clip, make_model
@@ -100,7 +100,7 @@ class PublishedClip:
             config.dtype = "float32"
         return config
 
-    def keep_tokenizer(self, run: RunDir) -> None:
+    def tokenizer_json(self) -> str:
         """SigLIP's is in its repository; CLIP's is always the same, and comes with mmx.
 
         Raises:
@@ -108,9 +108,9 @@ class PublishedClip:
         """
         published = self.published
         if published.kind == "siglip":
-            copy_tokenizer(run, self.repository.get("tokenizer.json"))
-            SiglipTokenizer.load(run.tokenizer_file)  # its mistakes now
-            return
+            file = self.repository.get("tokenizer.json")
+            SiglipTokenizer.load(file)  # its mistakes now
+            return storage.read_text(file)
         tokenizer = ClipTokenizer.published()
         ids = (tokenizer.vocab_size, tokenizer.eot_id)
         if published.vocab_size != ids[0] or published.eot_id not in (None, ids[1]):
@@ -119,7 +119,7 @@ class PublishedClip:
                 f"{published.eot_id}: not CLIP's vocabulary of {ids[0]}, whose end of text is "
                 f"{ids[1]}; mmx knows no other"
             )
-        tokenizer.save(run.tokenizer_file)
+        return tokenizer.to_str()
 
     def read(self, params: Any, extra: Any) -> tuple[Any, Any]:
         """See :func:`mmx.pretrained.clip.read_weights`."""
