@@ -35,7 +35,8 @@ def get_config(arg=""):
         threads=1 if tiny else 16,
     )
     c.text = dict(
-        tokenizer="own",  # ours, see above
+        tokenizer="own",  # ours, see above; "siglip": that of published weights
+        tokenizer_file="",  # for "siglip": their tokenizer.json
         vocab_size=2048 if tiny else 32_000,  # Big Vision
         max_len=24 if tiny else 64,  # the released B/16
     )

@@ -1,9 +1,11 @@
 """Tokenizers, kept in the run: for every family that reads captions."""
 
+from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import copy_tokenizer
 from mmx.data.build import default_data_dir
 from mmx.data.clip_bpe import ClipTokenizer
+from mmx.data.siglip_text import SiglipTokenizer
 from mmx.data.source import open_source
 from mmx.data.text import Tokenizer
 
@@ -35,9 +37,23 @@ def clip_tokenizer(config, run) -> ClipTokenizer:
     """
     del config
     if not run.tokenizer_file.is_file():
-        ClipTokenizer.published().save(run.tokenizer_file)
+        storage.write(run.tokenizer_file, ClipTokenizer.published().to_str())
     return ClipTokenizer.load(run.tokenizer_file)
 
 
+def siglip_tokenizer(config, run) -> SiglipTokenizer:
+    """That of published SigLIP weights; the run keeps the file of ``config.text.tokenizer_file`` at
+    its first start.
+
+    Raises:
+      UserError: no such file, or one of another tokenizer.
+    """
+    if not run.tokenizer_file.is_file():
+        file = config.text.get("tokenizer_file", "")
+        SiglipTokenizer.load(file)
+        copy_tokenizer(run, storage.path(file))
+    return SiglipTokenizer.load(run.tokenizer_file)
+
+
 # name in a config -> (config, run) -> the tokenizer
-TOKENIZERS = {"own": own_tokenizer, "clip": clip_tokenizer}
+TOKENIZERS = {"own": own_tokenizer, "clip": clip_tokenizer, "siglip": siglip_tokenizer}

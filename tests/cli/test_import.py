@@ -15,6 +15,7 @@ from mmx.core.run_dir import RunDir
 from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.siglip_text import SiglipTokenizer
 from mmx.models.clip.published import load_published
+from mmx.models.texts import TOKENIZERS
 from mmx.pretrained.hub import Repository
 
 GOLDENS = Path(__file__).parents[1] / "goldens/pretrained"
@@ -96,6 +97,13 @@ def test_siglip_brings_its_tokenizer_or_is_refused(tmp_path, capsys):
     assert isinstance(opened.task.tokenizer, SiglipTokenizer)
     assert opened.config.data.crop == "stretch" and opened.config.loss.kind == "sigmoid"
     assert opened.params["logit_bias"] == -2.5
+    # A run that starts from these weights takes their tokenizer by its file.
+    text = opened.config.copy_and_resolve_references()
+    text.text.tokenizer_file = str(run / "tokenizer.json")
+    later = RunDir(tmp_path / "later")
+    later.path.mkdir()
+    assert isinstance(TOKENIZERS["siglip"](text, later), SiglipTokenizer)
+    assert later.tokenizer_file.read_text() == (run / "tokenizer.json").read_text()
 
 
 def test_weights_that_do_not_fit_write_nothing(tmp_path, published, capsys):

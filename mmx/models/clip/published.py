@@ -95,7 +95,11 @@ class PublishedClip:
             for part in ("image", "text"):
                 del config.model[part]
             config.model.update(published.model)
-            config.text.update(vocab_size=published.vocab_size, max_len=published.max_len)
+            config.text.update(
+                tokenizer="siglip" if published.kind == "siglip" else "clip",
+                vocab_size=published.vocab_size,
+                max_len=published.max_len,
+            )
             config.data.update(image_size=published.image_size, crop=crop)
             config.dtype = "float32"
         return config

@@ -12,7 +12,7 @@ from mmx.core import tree
 from mmx.core.errors import UserError, choose
 from mmx.core.flops import matmul_flops
 from mmx.data.captions import flip_keeps_caption
-from mmx.data.image import fit, random_fit, shift_flip
+from mmx.data.image import fit, random_fit, resize_crop, shift_flip, stretch
 from mmx.data.text import EOS_ID
 from mmx.models.clip import loss as losses
 from mmx.models.clip import report as reports
@@ -24,7 +24,9 @@ from mmx.nn.remat import REMAT
 from mmx.nn.transformer import ACTIVATIONS
 from mmx.train.sharding import jit_sharded, replicated
 
-CROPS = ("centre", "random")
+# How an image is made square where nothing is drawn; "random" draws a place in training. The last
+# two are how published weights see theirs.
+CROPS = {"centre": fit, "random": fit, "short_side": resize_crop, "stretch": stretch}
 
 
 class ClipTask:
@@ -49,7 +51,7 @@ class ClipTask:
         losses.check_config(config)
         choose("config.model.activation", ACTIVATIONS, m.activation)
         choose("config.model.remat", REMAT, m.remat)
-        choose("config.data.crop", dict.fromkeys(CROPS), config.data.crop)
+        choose("config.data.crop", CROPS, config.data.crop)
         if problem := misfit(m, size):
             raise UserError(f"config.model.{problem[0]}: {problem[1]}")
         open_tokenizer = choose("config.text.tokenizer", TOKENIZERS, text.tokenizer)
@@ -77,7 +79,7 @@ class ClipTask:
         if data.crop == "random":
             image = random_fit(example["image"], rng, data.image_size)
         else:
-            image = fit(example["image"], data.image_size)
+            image = CROPS[data.crop](example["image"], data.image_size)
         flip = data.flip and flip_keeps_caption(example["text"])
         image = shift_flip(image, rng, data.shift, flip)
         return {"image": image, "text_ids": self.text_ids([example["text"]])[0]}
@@ -85,7 +87,8 @@ class ClipTask:
     def plain(self, example: dict, rng=None) -> dict[str, np.ndarray]:
         """:meth:`transform` without augmentation."""
         del rng
-        image = fit(example["image"], self.config.data.image_size)
+        data = self.config.data
+        image = CROPS[data.crop](example["image"], data.image_size)
         return {"image": image, "text_ids": self.text_ids([example["text"]])[0]}
 
     def text_ids(self, texts: list[str], strict: bool = False) -> np.ndarray:
