@@ -11,7 +11,7 @@ from mmx.core.progress import Progress
 from mmx.data import pipeline
 from mmx.data.image import fit
 from mmx.data.source import open_source
-from mmx.eval import text_to_image
+from mmx.eval import scenes, text_to_image
 from mmx.eval.report import Report, evaluators, open_splits
 from mmx.models.muse import loss as losses
 from mmx.models.protocols import OpenRun
@@ -85,6 +85,9 @@ class ValidationLoss:
 def report(task, run: OpenRun, seed: int) -> Report:
     """Scores of :mod:`mmx.eval.text_to_image` and its picture, with the run's own options.
 
+    Of a run on scenes, those of :mod:`mmx.eval.scenes`: there a caption has many pictures, so
+    whether the nearest picture is the captioned one says little, and the factors say more.
+
     Args:
       task: a MuseTask.
       run: its run, whose weights are scored.
@@ -95,11 +98,17 @@ def report(task, run: OpenRun, seed: int) -> Report:
     # A run of before there were metrics by name has none in its config.
     measured = evaluators(task.config.eval.get("metrics", ()), task.config.data.data_dir)
     model = _model(task, run, options)
-    scores, sections = text_to_image.report(model, splits, seed, measured)
+    if scenes.are_scenes(task.config.data.source):
+        scores, sections = scenes.report(model, splits, seed, measured)
+        first = next(split for split in splits if split != "train")
+        subtitle = f"{first} captions with all factors right {scores[f'{first}/all']}"
+    else:
+        scores, sections = text_to_image.report(model, splits, seed, measured)
+        subtitle = f"training caption recall R@1 {scores['training_caption_recall/r1']}"
     return Report(
         scores,
         sections,
-        subtitle=f"training caption recall R@1 {scores['training_caption_recall/r1']}",
+        subtitle=subtitle,
         credit=f"Drawn by a model trained on {attribution}." if attribution else "",
         info={
             "settings": asdict(options),
