@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmx.cli import arguments
+from mmx.cli import arguments, zero_shot
 from mmx.cli.scoring import Scorer
 from mmx.core import commands, preemption
 from mmx.core.errors import UserError
@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   mmx evaluate runs/muse
   mmx evaluate runs/muse@500 --seed 1
+  mmx evaluate runs/clip --zero-shot tfds:caltech101 --probe train
   mmx evaluate runs/muse --every-checkpoint
   mmx evaluate gs://bucket/muse --follow
 
@@ -42,9 +43,12 @@ def add_arguments(parser):
     )
     parser.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
     parser.add_argument("--data_dir", help="where the data is now, if not where it was in training")
+    zero_shot.add_arguments(parser)
 
 
 def run(args) -> int:
+    if args.zero_shot:
+        return zero_shot.run(args)
     run_dir, step = parse_run(args.run_dir, may_wait=args.follow)
     if step is not None and (args.follow or args.every_checkpoint):
         raise UserError(f"{args.run_dir}: --every-checkpoint and --follow are of all; name no step")

@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mmx.cli import configs, evaluate, import_, preflight, prepare, sample, train
+    from mmx.cli import configs, evaluate, import_, preflight, prepare, rerank, sample, train
 
     parser = _Parser(
         prog="mmx",
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (prepare, import_, preflight, train, sample, evaluate, configs):
+    for module in (prepare, import_, preflight, train, sample, rerank, evaluate, configs):
         name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(
             name,

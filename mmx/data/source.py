@@ -85,6 +85,8 @@ class Source:
     Attributes:
       info: of the whole data set.
       split: ``"train"``, or a slice such as ``"train[:10%]"``.
+      label: (feature, names of its classes) where the data set has one label feature, or one called
+        "label"; else None. ``source[i][feature]`` is the number of the class.
     """
 
     def __init__(self, info: DataInfo, split: str, records: Any, features: Any):
@@ -93,6 +95,8 @@ class Source:
         self._image_key, self._text_key, self._label_key, self._kept = _roles(info.name, features)
         if self._label_key is not None:
             self._label_name = features[self._label_key].int2str
+        key = _label_of(features)
+        self.label = None if key is None else (key, tuple(features[key].names))
         self._cache: dict[int, dict[str, Any]] = {}
         self._cached_bytes = 0
 
@@ -139,10 +143,12 @@ class Joined:
     Attributes:
       info: of the data set, the same for all parts.
       split: as it was asked for.
+      label: as of :class:`Source`.
     """
 
     def __init__(self, split: str, parts: list[Source]):
         self.info, self.split, self._parts = parts[0].info, split, parts
+        self.label = parts[0].label
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
@@ -286,7 +292,7 @@ def _of_type(features: Mapping[str, Any], *types: str) -> list[str]:
 def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str | None, list[str]]:
     """(image key, text key or None, label key or None, keys of the other scalars and texts)."""
     images = _of_type(features, "Image")
-    texts, labels = _of_type(features, "Text"), _of_type(features, "ClassLabel")
+    texts = _of_type(features, "Text")
     scalars = [
         key
         for key, feature in features.items()
@@ -298,7 +304,7 @@ def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str
             f"data.source=tfds:{name}: has no one image feature; its features: {[*features]}"
         )
     text = texts[0] if len(texts) == 1 else next((k for k in _TEXT_NAMES if k in texts), None)
-    label = labels[0] if len(labels) == 1 else next((k for k in labels if k == "label"), None)
+    label = _label_of(features)
     # A single text beside a label is often an id or a file name: the caption has to be called one.
     if label is not None and text is not None and text not in _TEXT_NAMES:
         text = None
@@ -309,6 +315,12 @@ def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str
         )
     kept = [key for key in (*texts, *scalars) if key not in ("image", "text")]
     return image, text, None if text is not None else label, kept
+
+
+def _label_of(features: Mapping[str, Any]) -> str | None:
+    """The one label, or the one called so."""
+    labels = _of_type(features, "ClassLabel")
+    return labels[0] if len(labels) == 1 else next((k for k in labels if k == "label"), None)
 
 
 def _plain(value: Any) -> Any:

@@ -77,3 +77,17 @@ def retrieval(
             scores[f"{name}_r{k}"] = stats.proportion(np.concatenate(hits[k]))
             scores[f"{name}_r{k}_chance"] = float(np.concatenate(chance[k]).mean())
     return scores
+
+
+def rerank(image_NE: np.ndarray, text_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one caption, the most alike first (arXiv 2102.12092 sec. 2.6).
+
+    Args:
+      image_NE, text_E: of length 1.
+
+    Returns:
+      (int [N] places in ``image_NE``, cosine [N] of each in that order); equals keep their order.
+    """
+    cosine_N = np.asarray(image_NE) @ np.asarray(text_E)
+    order_N = np.argsort(-cosine_N, kind="stable")
+    return order_N, cosine_N[order_N]

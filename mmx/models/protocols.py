@@ -1,7 +1,8 @@
 """What is known of a family without importing it: its task, its codec, its text encoder.
 
-The loop and the verbs of ``mmx`` know a :class:`Task`, or a :class:`DrawingTask` where they draw. A
-family that needs an earlier stage takes any object of :class:`Codec`; `registry` finds which.
+The loop and the verbs of ``mmx`` know a :class:`Task`, a :class:`DrawingTask` where they draw, an
+:class:`EmbeddingTask` where they compare images with texts. A family that needs an earlier stage
+takes any object of :class:`Codec`; `registry` finds which.
 Axis letters: B batch, R decoding steps, S image codes, h w latent grid, H W pixels, T text tokens,
 D width.
 """
@@ -137,6 +138,31 @@ class PublishedWeights(Protocol):
         Raises:
           UserError: tensors that do not fit, all of them listed.
         """
+        ...
+
+
+class Embedder(Protocol):
+    """Images and texts to one space, with the weights of a run: what CLIP is to other families."""
+
+    def images(self, images: list[np.ndarray]) -> np.ndarray:
+        """uint8 [H, W, 3] each, of any size -> float32 [n, E] of length 1."""
+        ...
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text."""
+        ...
+
+    def split(self, source: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first examples of a split, in order: (float32 [n, E] of length 1, features [n, D])
+        of their images; features are what a linear probe reads."""
+        ...
+
+
+class EmbeddingTask(Task, Protocol):
+    """A task whose runs embed images and texts."""
+
+    def embedding(self, run: OpenRun) -> Embedder:
+        """The run's weights as functions of arrays on the host."""
         ...
 
 

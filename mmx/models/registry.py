@@ -10,6 +10,8 @@ _TASKS = {
     "muse": ("mmx.models.muse.task", "MuseTask"),
     "clip": ("mmx.models.clip.task", "ClipTask"),
 }
+# Families whose tasks are an EmbeddingTask.
+_EMBED = ("clip",)
 # family -> (module, codec class)
 _CODECS = {"vqgan": ("mmx.models.vqgan.codec", "VqganCodec")}
 # What opens the published weights of a family: only that of CLIP so far.
@@ -63,3 +65,12 @@ def open_published(source: str):
     """
     module, name = _PUBLISHED
     return getattr(importlib.import_module(module), name)(source)
+
+
+def check_embeds(config, what: str) -> None:
+    """Before anything is imported: raises UserError when that family's runs embed no texts."""
+    if config.family not in _EMBED:
+        raise UserError(
+            f"{what}: a run of the family {config.family!r}, which does not compare images with "
+            f"texts; name a run of the family {' or '.join(_EMBED)}"
+        )

@@ -77,6 +77,9 @@ def test_examples(root):
 
 def test_labels_become_captions(labelled):
     source = open_source("tfds:labelled", "train", labelled)
+    assert source.label == ("label", ("hot_dog", "cat")) and source[1]["label"] == 1
+    joined = open_source("tfds:labelled", "train*2", labelled)
+    assert joined.label == source.label
     texts = {source[i]["file"]: source[i]["text"] for i in range(2)}
     assert texts == {"0.png": "a photo of a hot dog", "1.png": "a photo of a cat"}
     assert {source[i]["label"] for i in range(2)} == {0, 1}

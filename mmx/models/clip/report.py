@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mmx.core.progress import Progress
 from mmx.data import pipeline
+from mmx.data.image import fit
 from mmx.data.source import open_source
 from mmx.eval import ranking
 from mmx.eval.grid import Section
@@ -18,6 +20,44 @@ from mmx.models.protocols import OpenRun
 from mmx.train.sharding import batch_sharding, whole
 
 _QUERIES, _NEAREST = 8, 7  # shown in a picture: ours
+_AT_ONCE = 64  # ours: images or texts
+
+
+class ClipEmbedder:
+    """A :class:`mmx.models.protocols.Embedder`.
+
+    Args:
+      task: a ClipTask.
+      run: its run.
+    """
+
+    def __init__(self, task, run: OpenRun):
+        self.task, self.run = task, run
+
+    def images(self, images: list[np.ndarray]) -> np.ndarray:
+        """uint8 [H, W, 3] each -> float32 [n, E] of length 1."""
+        size = self.task.config.data.image_size
+        return self._in_batches("embed_image", np.stack([fit(image, size) for image in images]))
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text."""
+        return self._in_batches("embed_text", self.task.text_ids(texts, strict=True))
+
+    def split(self, source, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """(image embeddings [n, E], features [n, D]) of the first ``limit`` examples."""
+        whats = "embed_image", "features"
+        return embed_split(
+            self.task, self.run.mesh, source, limit, self.run.params, self.run.extra, whats
+        )
+
+    def _in_batches(self, what: str, rows: np.ndarray) -> np.ndarray:
+        embed, parts = self.task.embedder(self.run.mesh, what), []
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            missing = min(len(rows), _AT_ONCE) - len(part)  # one compiled shape
+            full = np.concatenate([part, np.repeat(part[-1:], missing, 0)])
+            parts.append(embed(self.run.params, self.run.extra, full)[: len(part)])
+        return np.concatenate(parts)
 
 
 class Retrieval:
@@ -50,18 +90,27 @@ class Retrieval:
         return ranking.retrieval(image_NE, text_NE, captions), image_NE, text_NE, captions
 
 
-def embed_split(task, mesh, source, limit: int, params, extra) -> tuple[np.ndarray, np.ndarray]:
-    """(image [N, E], text [N, E]) of the first ``limit`` examples, each once and in order."""
-    embed_image, embed_text = (task.embedder(mesh, w) for w in ("embed_image", "embed_text"))
-    images, texts = [], []
+def embed_split(task, mesh, source, limit: int, params, extra, whats=("embed_image", "embed_text")):
+    """What :meth:`ClipTask.embedder` gives of the first ``limit`` examples, each once and in order.
+
+    Returns:
+      a list of float32 [N, E or D], one for each of ``whats``.
+    """
+    embed = {what: task.embedder(mesh, what) for what in whats}
+    found = {what: [] for what in whats}
+    count = min(limit, len(source))
+    progress = Progress(count, "embed", every=max(1, count // 4))
     with pipeline.eval_batches(
         source, task.plain, task.config.batch_size, batch_sharding(mesh), limit=limit
     ) as batches:
         for batch in batches:
             mask = whole(batch["_mask"], mesh)
-            images.append(embed_image(params, extra, batch["image"])[mask])
-            texts.append(embed_text(params, extra, batch["text_ids"])[mask])
-    return np.concatenate(images), np.concatenate(texts)
+            for what in whats:
+                rows = batch["text_ids" if what == "embed_text" else "image"]
+                found[what].append(embed[what](params, extra, rows)[mask])
+            progress.update(sum(map(len, found[whats[0]])))
+    progress.close()
+    return [np.concatenate(found[what]) for what in whats]
 
 
 def preview(task, params, extra, mesh) -> dict[str, np.ndarray]:

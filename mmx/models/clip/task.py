@@ -185,6 +185,10 @@ class ClipTask:
         self._embedders[mesh, what] = run
         return run
 
+    def embedding(self, run) -> reports.ClipEmbedder:
+        """The run as functions of arrays on the host."""
+        return reports.ClipEmbedder(self, run)
+
     def evaluators(self, mesh) -> list:
         """Retrieval both ways on each split that the config names."""
         of = self.config.eval
