@@ -13,6 +13,17 @@ On a mesh each device holds B/R rows, and the loss has two forms of one value an
   running log-sum-exp; of the columns it travels with the texts and returns with one hop more.
   The backward pass computes each block's logits again, else the ring would save nothing.
 
+MiB of temporaries on each of 8 devices, value and gradient, width 512, float32, as compiled by
+`experiments/scale/contrastive_memory.py` ("global": the plain loss, spread by the compiler):
+
+    loss     batch      global   gather     ring
+    softmax    4096         32       73       14
+    softmax   32768       2112     3272      449
+    sigmoid    4096         24       32       13
+    sigmoid   32768       1600     1600      272
+
+Over 256 devices a row block of 32,768 is 16 MiB, and either form will do.
+
 Axis letters: B rows of the global batch, b rows of a device, D width of the embeddings, R devices.
 """
 
