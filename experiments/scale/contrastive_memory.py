@@ -3,7 +3,8 @@
     JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python experiments/scale/contrastive_memory.py
 
 Compiles value and gradient for the devices that are here and reads the compiler's own count of
-temporaries; nothing is computed. "global": the plain loss of the whole batch, left to the compiler to spread.
+temporaries; nothing is computed. "global": the plain loss of the whole batch, spread by the
+compiler.
 """
 
 import jax
