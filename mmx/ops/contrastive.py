@@ -10,7 +10,7 @@ On a mesh each device holds B/R rows, and the loss has two forms of one value an
 
 - gather: all rows of the other tower come to each device: logits of [B/R, B].
 - ring: blocks of the texts travel round the devices: logits of [B/R, B/R], R times. Rows keep a
-  running log-sum-exp; of the columns it travels with the texts and returns with one hop more.
+  running log-sum-exp; that of the columns travels with the texts.
   The backward pass computes each block's logits again, else the ring would save nothing.
 
 MiB of temporaries on each of 8 devices, value and gradient, width 512, float32, as compiled by
@@ -103,7 +103,7 @@ def _softmax_ring(image_bD, text_bD, log_scale, bias, axes) -> jax.Array:
 
     hops = jax.lax.axis_size(axes) - 1
     (_, columns_b, rows_b), _ = jax.lax.scan(hop, (text_bD, columns_b, rows_b), length=hops)
-    columns_b = _pass_on(columns_b, axes)  # home, where the texts began
+    # The columns ended one device away from where they began, which a sum does not mind.
     return ((rows_b + columns_b) / 2 - _own(image_bD, text_bD, log_scale, bias)).sum()
 
 
