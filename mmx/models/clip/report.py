@@ -9,7 +9,6 @@ import numpy as np
 
 from mmx.core.progress import Progress
 from mmx.data import pipeline
-from mmx.data.image import fit
 from mmx.data.source import open_source
 from mmx.eval import ranking
 from mmx.eval.grid import Section
@@ -36,8 +35,7 @@ class ClipEmbedder:
 
     def images(self, images: list[np.ndarray]) -> np.ndarray:
         """uint8 [H, W, 3] each -> float32 [n, E] of length 1."""
-        size = self.task.config.data.image_size
-        return self._in_batches("embed_image", np.stack([fit(image, size) for image in images]))
+        return self._in_batches("embed_image", np.stack([self.task.fit(i) for i in images]))
 
     def texts(self, texts: list[str]) -> np.ndarray:
         """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text."""

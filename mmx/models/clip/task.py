@@ -87,9 +87,13 @@ class ClipTask:
     def plain(self, example: dict, rng=None) -> dict[str, np.ndarray]:
         """:meth:`transform` without augmentation."""
         del rng
-        data = self.config.data
-        image = CROPS[data.crop](example["image"], data.image_size)
+        image = self.fit(example["image"])
         return {"image": image, "text_ids": self.text_ids([example["text"]])[0]}
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] of any size -> uint8 [size, size, 3], as the config crops."""
+        data = self.config.data
+        return CROPS[data.crop](image, data.image_size)
 
     def text_ids(self, texts: list[str], strict: bool = False) -> np.ndarray:
         """n texts -> int32 [n, T].
