@@ -8,6 +8,7 @@ EXAMPLES = """examples:
   mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
   mmx prepare openmoji --config all
   mmx prepare scenes --config 64      # 58,500 composed scenes with known factors, in minutes
+  mmx prepare noto                    # openmoji's concepts, another artist's drawings (by npm)
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
   mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
@@ -17,7 +18,7 @@ EXAMPLES = """examples:
 captions of a folder come from metadata.jsonl or metadata.csv (columns file_name, text), else from a
 NAME.txt beside each image, else from the name of the folder an image lies in.
 
-openmoji, scenes and folder make a text tokenizer too; tokenizer makes it for data of `tfds build`.
+tokenizer makes a text tokenizer for what `tfds build` made; all other data sets come with one.
 """
 
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="openmoji | scenes | folder | tokenizer | features",
+        metavar="openmoji | scenes | noto | folder | tokenizer | features",
     )
 
     openmoji = kinds.add_parser(
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("32", "64", "128", "all"),
         default="64",
         help="pixels of a side (default: 64)",
+    )
+
+    noto = kinds.add_parser(
+        "noto", help="the emoji of openmoji as Google draws them, at 64 pixels", epilog=EXAMPLES
+    )
+    noto.add_argument(
+        "--package", metavar="FILE.tgz", help="of `npm pack` on another machine (default: download)"
     )
 
     folder = kinds.add_parser("folder", help="your own images", epilog=EXAMPLES)
@@ -76,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="the published weights, .pth or .safetensors"
     )
 
-    for kind in (openmoji, scenes, folder, tokenizer, features):
+    for kind in (openmoji, scenes, noto, folder, tokenizer, features):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -92,6 +100,13 @@ def run(args: argparse.Namespace) -> int:
         for config in made.SIZES if args.config == "all" else (args.config,):
             directory, built = made.prepare(config, args.data_dir)
             _report(f"tfds:{args.kind}/{config}", args.data_dir, directory, built)
+        return 0
+
+    if args.kind == "noto":
+        from mmx.data import noto
+
+        directory, built = noto.prepare("64", args.data_dir, args.package)
+        _report("tfds:noto/64", args.data_dir, directory, built)
         return 0
 
     if args.kind == "tokenizer":

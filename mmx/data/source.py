@@ -30,7 +30,12 @@ LABEL_CAPTION = "a photo of a {label}"
 _TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
 _CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
 _HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
-OURS = {"openmoji": "32", "scenes": "64"}  # data sets that mmx makes of nothing -> usual config
+# Data sets that mmx makes itself -> how, and which config is meant where none is named.
+OURS = {
+    "openmoji": ("mmx prepare openmoji --config {}", "32"),
+    "scenes": ("mmx prepare scenes --config {}", "64"),
+    "noto": ("mmx prepare noto", "64"),
+}
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -280,7 +285,8 @@ def _find(name: str, root: Path) -> Path:
 def _command(name: str) -> str:
     dataset, _, config = name.partition("/")
     if dataset in OURS:
-        return f"mmx prepare {dataset} --config {config or OURS[dataset]}"
+        command, usual = OURS[dataset]
+        return command.format(config or usual)
     return f"tfds build {name} --file_format=array_record"
 
 

@@ -68,7 +68,7 @@ def test_examples_of_the_help_are_commands(line):
         assert rest == []
 
 
-PREPARED = [f"prepare {kind}" for kind in ("openmoji", "scenes", "folder", "tokenizer")]
+PREPARED = [f"prepare {kind}" for kind in ("openmoji", "scenes", "noto", "folder", "tokenizer")]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS, *PREPARED])

@@ -1,0 +1,159 @@
+"""The data set ``noto``: OpenMoji's concepts in the hand of another artist, Google's Noto Emoji.
+
+For what a model knows of a concept rather than of one artist's drawing of it. Each example is a
+drawing of Noto whose emoji OpenMoji has too; its caption, concept, gender and tone, and its split,
+are those of the data set ``openmoji``: a concept that training there never saw is in ``test`` here.
+
+The drawings, 64 x 64, come from the npm package `emoji-datasource-google`, which npm downloads and
+which is read as an archive: none of its code is run. ``mmx prepare noto`` does it.
+"""
+
+import hashlib
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mmx.core.errors import UserError
+from mmx.data import build, emoji_table, openmoji
+from mmx.data.emoji_table import Entry
+from mmx.data.image import decode, encode_png
+
+ATTRIBUTION = "Noto Emoji by Google, Apache-2.0"
+SIZES = ("64",)
+VERSION = "1.0.0"
+PACKAGE = "emoji-datasource-google@16.0.0"
+SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+_FOLDER = "package/img/google/64/"
+
+
+class Noto(openmoji.Openmoji, skip_registration=True):
+    """Features as in ``openmoji``; splits too, of the emoji that both have."""
+
+    name = "noto"
+    VERSION = tfds.core.Version(VERSION)
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the base class names it so)
+        tfds.core.BuilderConfig(name="64", description="64 x 64 pixels")
+    ]
+
+    def __init__(self, *, drawings: dict[str, bytes], **kwargs: Any):
+        self._drawings = drawings
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        like = super()._info()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Noto Emoji drawings on white with the captions of OpenMoji.",
+            features=like.features,
+            homepage="https://github.com/googlefonts/noto-emoji",
+            license="Apache-2.0",
+            metadata=tfds.core.MetadataDict({"attribution": ATTRIBUTION}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+        del dl_manager
+        splits = shared_splits(self._drawings)
+        return {
+            split: self._generate_examples(entries, self._drawings)
+            for split, entries in splits.items()
+        }
+
+
+def shared_splits(drawings: dict[str, bytes]) -> dict[str, list[Entry]]:
+    """OpenMoji's splits without the entries of which there is no drawing here."""
+    splits = emoji_table.assign_splits(emoji_table.load_entries()[1])
+    return {split: [e for e in part if e.codepoints in drawings] for split, part in splits.items()}
+
+
+def read_package(data: bytes) -> dict[str, bytes]:
+    """The drawings of the package's archive: OpenMoji's code points -> PNG on white.
+
+    Raises:
+      UserError: it is not the archive that we know.
+    """
+    if (digest := hashlib.sha256(data).hexdigest()) != SHA256:
+        raise UserError(f"{PACKAGE}: sha256 {digest}, expected {SHA256}")
+    by_key = {_key(entry.codepoints): entry.codepoints for entry in emoji_table.load_entries()[1]}
+    drawings = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            key = _key(member.name.removeprefix(_FOLDER).removesuffix(".png").upper())
+            if member.name.startswith(_FOLDER) and key in by_key:
+                drawings[by_key[key]] = encode_png(decode(archive.extractfile(member).read()))
+    return drawings
+
+
+def _key(codepoints: str) -> str:
+    # FE0F only asks for the colour form; packages differ in where they write it.
+    return "-".join(point for point in codepoints.split("-") if point != "FE0F")
+
+
+def download() -> bytes:
+    """The package's archive, by npm.
+
+    Raises:
+      UserError: npm is not there, or cannot download it.
+    """
+    with tempfile.TemporaryDirectory(prefix="mmx-") as folder:
+        command = ["npm", "pack", "--ignore-scripts", "--silent", PACKAGE]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise UserError(
+                f"{PACKAGE}: npm is not installed; install Node.js, or take the archive from "
+                "another machine: --package FILE.tgz"
+            ) from None
+        found = sorted(Path(folder).glob("*.tgz"))
+        if done.returncode or not found:
+            reason = (done.stderr.strip() or "no file came").splitlines()[-1]
+            raise UserError(
+                f"{PACKAGE}: not downloaded ({reason}); check the network and npm's settings, or "
+                "take the archive from another machine: --package FILE.tgz"
+            )
+        return found[0].read_bytes()
+
+
+def prepare(
+    config: str, data_dir: str | Path | None = None, package: str | None = None
+) -> tuple[Path, bool]:
+    """Build ``noto/64`` and its tokenizer, unless it is there.
+
+    Args:
+      config: "64".
+      data_dir: where data sets lie; the TFDS default when None.
+      package: the archive of `PACKAGE`, as ``npm pack`` writes it; None downloads it.
+
+    Returns:
+      (directory of the data set, whether this call built it).
+
+    Raises:
+      UserError: unknown config, a package is missing or not the one that we know, or the disk
+        refuses.
+    """
+    if config not in SIZES:
+        raise UserError(f"config={config!r}: noto has the config {', '.join(SIZES)}")
+    root = build.local_data_dir(data_dir)
+    relative = f"{Noto.name}/{config}/{VERSION}"
+    if build.is_prepared(root / relative):
+        return root / relative, False
+    emoji_table.load_entries()  # a missing package speaks before a download
+    if package is not None and not Path(package).is_file():
+        raise UserError(f"--package={package}: no such file")
+    drawings = read_package(download() if package is None else Path(package).read_bytes())
+    splits = shared_splits(drawings)
+    captions = [entry.caption for entry in splits["train"] + splits["train_toned"]]
+    built = build.build(
+        root,
+        relative,
+        lambda aside: Noto(
+            drawings=drawings, config=config, data_dir=aside, file_format="array_record"
+        ),
+        captions,
+    )
+    return root / relative, built
