@@ -235,6 +235,13 @@ def test_a_score_that_fails_on_one_ends_all(unbroken, tmp_path):
         assert both.wait() == [0, 0], both.told(0) + both.told(1)
         assert "going on from step 4" in both.told(0)
     close(training(read_scalars(folder)), training(read_scalars(unbroken[0])))
+    # Each wrote its own parts of the state.
+    for item in ("model", "train"):
+        written = (folder / "checkpoints" / "24" / item).glob("ocdbt.process_*")
+        assert {p.name for p in written if any((p / "d").iterdir())} == {
+            "ocdbt.process_0",
+            "ocdbt.process_1",
+        }
 
 
 def test_who_waits_in_vain_says_for_whom(tmp_path):
