@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
 from mmx.models import registry
+from mmx.pretrained.weights import prepared
 
 
 class Scorer:
@@ -44,7 +45,11 @@ class Scorer:
             here = fingerprint
         self._is_other = bool(fingerprint) and here != fingerprint
         # Scores on other data, or on another choice of it, are other scores.
-        self.recipes = {"report": f"{config.data.source} ({here[:8]})"}
+        recipe = f"{config.data.source} ({here[:8]})"
+        # Nor are scores whole that were made before a network was there which some of them need.
+        if config.eval.get("metrics") and (networks := prepared(self._where)):
+            recipe += f", networks {', '.join(networks)}"
+        self.recipes = {"report": recipe}
 
     def is_complete(self, step: int) -> bool:
         """Is everything of a step scored?"""

@@ -23,6 +23,7 @@ from mmx.eval.evaluator import Batch, Evaluator, Scores, mean_of, rows
 from mmx.eval.features import Extractor, as_uint8
 from mmx.pretrained import lpips, networks
 from mmx.pretrained.networks import NETWORKS
+from mmx.pretrained.weights import weights_file
 
 Sets = Mapping[str, Any]  # field -> Moments or Features
 _BLUR = 1 / 32  # ours: the gaussian's sigma over the width of the image, 2 pixels of 64
@@ -253,7 +254,7 @@ def missing_file(name: str, data_dir: str | os.PathLike | None = None) -> str | 
     file = "lpips_vgg" if name == "lpips_vgg" else None
     if name in SET_METRICS:
         file = NETWORKS[SET_METRICS[name].network].file
-    return file if file and not networks.weights_file(file, data_dir).is_file() else None
+    return file if file and not weights_file(file, data_dir).is_file() else None
 
 
 def _of_sets(network: str, metrics: dict[str, SetMetric], given: _Given) -> Evaluator:

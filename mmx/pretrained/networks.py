@@ -20,9 +20,10 @@ from safetensors.numpy import load_file, save
 
 from mmx.core import storage, tree
 from mmx.core.errors import UserError, choose
-from mmx.data.build import default_data_dir, local_data_dir
+from mmx.data.build import local_data_dir
 from mmx.pretrained import inception, lpips, mobilenet
 from mmx.pretrained.torch_file import read_tensors
+from mmx.pretrained.weights import weights_file
 
 
 class Wheel(NamedTuple):
@@ -114,11 +115,6 @@ NETWORKS = {
 }
 
 
-def weights_file(name: str, data_dir: str | os.PathLike | None = None):
-    """Where the weights of one of `FILES` lie, or would."""
-    return storage.path(default_data_dir(data_dir)) / "weights" / f"{name}.safetensors"
-
-
 def load(name: str, data_dir: str | os.PathLike | None = None) -> dict:
     """The weights of one of `FILES`. Raises UserError when they are not there: what to type."""
     path = weights_file(name, data_dir)
@@ -156,7 +152,7 @@ def prepare(
       UserError: no weights named where they must be, not the right ones, or no download.
     """
     spec = choose("mmx prepare features", FILES, name)
-    target = storage.path(local_data_dir(data_dir)) / "weights" / f"{name}.safetensors"
+    target = weights_file(name, local_data_dir(data_dir))
     if target.is_file():
         return target, False
     if weights is None and spec.wanted:

@@ -7,13 +7,24 @@ from pathlib import Path
 import pytest
 
 from mmx.cli.main import main
+from mmx.cli.scoring import Scorer
 from mmx.core.run_dir import RunDir
 from mmx.eval.png import read_metadata
+from mmx.pretrained.weights import weights_file
 
 
 def copy(run: Path, where: Path) -> Path:
     shutil.copytree(run, where)
     return where
+
+
+def test_a_network_that_came_later_makes_more_to_score(muse_run, data_dir, tmp_path):
+    (tmp_path / "openmoji").symlink_to(data_dir / "openmoji")
+    recipe = lambda: Scorer(RunDir(muse_run), data_dir=str(tmp_path)).recipes["report"]
+    before, file = recipe(), weights_file("mobilenetv2", tmp_path)
+    file.parent.mkdir()
+    file.touch()
+    assert recipe() == f"{before}, networks mobilenetv2"
 
 
 def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
@@ -29,6 +40,7 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     assert out.endswith(f"tensorboard --logdir {quoted} --samples_per_plugin=images=200\n")
     assert "training_caption_recall/r1" in out and "held_out/" in out
     assert "draw 256/256" in captured.err
+    assert "not scored: kid_mobilenetv2_96px, precision_recall_mobilenetv2_96px" in captured.err
     lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
     scores = {line["metric"]: line for line in lines}
     assert len(lines) == len(scores) and {(s["step"], s["seed"]) for s in lines} == {(20, 0)}

@@ -8,7 +8,8 @@ from experiments.parity import metric_inputs as inputs
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.eval import evaluator, images, metrics, retrieval, sets
-from mmx.pretrained import mobilenet, networks
+from mmx.pretrained import mobilenet
+from mmx.pretrained.weights import weights_file
 
 KIND = {"kid": "kid_mobilenetv2_96px", "fd": "fd_mobilenetv2_96px",
         "precision": "precision_recall_mobilenetv2_96px",
@@ -170,7 +171,7 @@ def test_a_copy_is_told_by_the_nearest_training_image():
 
 def test_a_network_is_asked_once_for_all_its_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr("mmx.eval.features._AT_ONCE", 1)
-    file = networks.weights_file("mobilenetv2", tmp_path)
+    file = weights_file("mobilenetv2", tmp_path)
     file.parent.mkdir()
     save_file(tree.flatten(mobilenet.convert(inputs.network(mobilenet.plan(), 1), "x")), file)
     made = metrics.make((*KIND.values(), "psnr"), tmp_path)

@@ -19,6 +19,7 @@ from mmx.eval.features import Extractor
 from mmx.eval.images import as_float
 from mmx.ops.resize import RESIZERS, resize
 from mmx.pretrained import inception, lpips, mobilenet, networks
+from mmx.pretrained.weights import prepared, weights_file
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/metrics.json").read_text())
 
@@ -59,13 +60,14 @@ def mobilenet_dir(tmp_path_factory):
     tensors["features.0.1.num_batches_tracked"] = np.zeros((), np.int64)
     save_file(tensors, published)
     file, made = networks.prepare("mobilenetv2", folder, str(published))
-    assert made and file == networks.weights_file("mobilenetv2", folder)
+    assert made and file == weights_file("mobilenetv2", folder)
     assert networks.prepare("mobilenetv2", folder) == (file, False)
+    assert prepared(folder) == ["mobilenetv2"] and prepared(folder / "none") == []
     return folder
 
 
 def test_the_command_says_where_the_network_lies_and_what_is_wrong(mobilenet_dir, capsys):
-    file = networks.weights_file("mobilenetv2", mobilenet_dir)
+    file = weights_file("mobilenetv2", mobilenet_dir)
     assert main(["prepare", "features", "--data_dir", str(mobilenet_dir)]) == 0
     assert capsys.readouterr().out == f"mobilenetv2: already prepared {file}\n"
     assert main(["prepare", "features", "lpips_vgg", "--data_dir", str(mobilenet_dir)]) == 2
@@ -178,7 +180,7 @@ def test_a_package_is_read_as_an_archive_and_only_the_known_one(tmp_path, monkey
 
 
 def test_a_damaged_file_of_weights_is_named(tmp_path):
-    file = networks.weights_file("mobilenetv2", tmp_path)
+    file = weights_file("mobilenetv2", tmp_path)
     file.parent.mkdir()
     file.write_bytes(b"cut off")
     with pytest.raises(UserError, match="damaged; delete it"):
@@ -186,6 +188,6 @@ def test_a_damaged_file_of_weights_is_named(tmp_path):
 
 
 def test_a_converted_file_holds_plain_float32(mobilenet_dir):
-    tensors = load_file(networks.weights_file("mobilenetv2", mobilenet_dir))
+    tensors = load_file(weights_file("mobilenetv2", mobilenet_dir))
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float32)}
     assert tensors["block2/depthwise/kernel"].shape == (3, 3, 1, 96)
