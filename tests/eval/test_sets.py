@@ -90,9 +90,18 @@ def test_kid_is_the_definition_unbiased_and_its_interval_tells_its_spread():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(2, 7, 4))
     k = lambda a, b: (a @ b / 4 + 1) ** 3
-    off = lambda s: np.mean([k(s[i], s[j]) for i in range(7) for j in range(7) if i != j])
-    expected = off(x) + off(y) - 2 * np.mean([[k(a, b) for b in y] for a in x])
-    assert kid(kept(x), kept(y)).value == pytest.approx(expected, rel=1e-12)
+    off = lambda s: np.mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])
+
+    def estimate(x, y):
+        return off(x) + off(y) - 2 * np.mean([[k(a, b) for b in y] for a in x])
+
+    score = kid(kept(x), kept(y))
+    assert score.value == pytest.approx(estimate(x, y), rel=1e-12)
+    # Efron & Tibshirani 1993, eq. 11.5, for each set with the other as it is.
+    without = np.array([[estimate(np.delete(x, i, 0), y) for i in range(7)],
+                        [estimate(x, np.delete(y, i, 0)) for i in range(7)]])  # fmt: skip
+    variance = 6 / 7 * ((without - without.mean(1, keepdims=True)) ** 2).sum()
+    assert score.high - score.value == pytest.approx(1.959963984540054 * variance**0.5, rel=1e-9)
 
     same = [kid(*(kept(s) for s in rng.normal(size=(2, 40, 4)))) for _ in range(200)]
     values = np.array([s.value for s in same])
