@@ -11,7 +11,7 @@ CAPTIONS = [
     "a cat sits on a red mat",
     "two dogs run in the park",
     "a man rides a horse on the beach",
-    "the",
+    "the blue sky the blue sky",
     "a bowl of fruit on a table near a window",
 ]
 REFERENCES = [
