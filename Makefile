@@ -32,11 +32,12 @@ lint: $(TEST)
 	@.venv-test/bin/ruff check
 	@.venv-test/bin/ruff format --check
 
-# Published weights beside torch, transformers and open_clip, in an environment of their own.
+# Published weights and metrics beside the libraries they come from, in an environment of their own.
 # IMAGES=DIR with 000000039769.jpg (COCO) and CLIP.png (OpenAI) checks the published logits too.
 parity: $(PARITY)
 	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 .venv-parity/bin/python experiments/parity/run.py \
 	    $(if $(IMAGES),--images $(IMAGES))
+	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/metrics.py
 
 # Keeps data/ and runs/.
 clean:
@@ -51,6 +52,7 @@ $(TEST): $(VERSIONS)
 	@constraints/install.sh .venv-test demo,test,dev
 	@touch $@
 
-$(PARITY): $(VERSIONS)
+$(PARITY): $(VERSIONS) experiments/parity/metrics.txt
 	@constraints/install.sh .venv-parity parity
+	@.venv-parity/bin/python -m pip install --quiet --no-deps -r experiments/parity/metrics.txt
 	@touch $@

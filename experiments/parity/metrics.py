@@ -1,7 +1,6 @@
 """Metrics and their networks beside published implementations, which wrote their goldens.
 
-    pip install torch==2.13.0
-    pip install --no-deps -r experiments/parity/metrics.txt
+    make parity                                      # in an environment of its own
     python experiments/parity/metrics.py             # the libraries now, beside the goldens
     python experiments/parity/metrics.py --write     # the goldens of tests/ anew
 
