@@ -78,7 +78,7 @@ def third_party(paths) -> set[str]:
                 roots |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 roots.add(node.module.partition(".")[0])
-    ours = {"mmx", "tests"} | {path.stem for path in REPO.glob("tests/**/*.py")}
+    ours = {"mmx", "tests", "experiments"} | {path.stem for path in REPO.glob("tests/**/*.py")}
     roots -= sys.stdlib_module_names | ours
     return {canonicalize_name(DISTRIBUTION.get(root, root)) for root in roots}
 
