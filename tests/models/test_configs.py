@@ -148,7 +148,7 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
     assert bool(extra) == (name == "rn50")
 
 
-# What is tested for longer, with what it must learn, in test_vqgan_training.py and cli/test_clip.py.
+# Trained for longer, with what they must learn, in test_vqgan_training.py and cli/test_clip.py.
 LONGER = ("vqgan/muse256", "vqgan/muse512", "clip/openmoji64")
 
 
