@@ -19,12 +19,15 @@ from mmx.core.partition import spec_for
 _NAMES = ("act_batch", "act_len", "act_heads", None)
 
 
-def attend_causal(q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array, impl: str) -> jax.Array:
+def attend_causal(
+    q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array, impl: str, scaled: bool = False
+) -> jax.Array:
     """Softmax attention in which a position attends to itself and to those before it.
 
     Args:
-      q_BLNK, k_BLNK, v_BLNK: queries, keys, values; scores are divided by sqrt(K) here.
+      q_BLNK, k_BLNK, v_BLNK: queries, keys, values.
       impl: a key of ``IMPLS``: "dense", the reference; "splash", for TPUs.
+      scaled: the queries come divided by sqrt(K); else that is done here.
 
     Returns:
       [B, L, N, K] in q's dtype. Its name for remat is "attention_out".
@@ -32,8 +35,9 @@ def attend_causal(q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array, impl:
     Raises:
       ValueError: "splash" with L or K not a multiple of 128.
     """
-    # Scaled here and in float32, so that no implementation rounds it in its own way.
-    q_BLNK = (q_BLNK.astype(jnp.float32) * q_BLNK.shape[-1] ** -0.5).astype(q_BLNK.dtype)
+    if not scaled:
+        # Here and in float32, so that no implementation rounds it in its own way.
+        q_BLNK = (q_BLNK.astype(jnp.float32) * q_BLNK.shape[-1] ** -0.5).astype(q_BLNK.dtype)
     return IMPLS[impl](q_BLNK, k_BLNK, v_BLNK)
 
 

@@ -59,8 +59,10 @@ class CausalAttention(nn.Module):
             y_BLNK = jnp.einsum("bld,dnk->blnk", x_BLD, kernel_DNK)
             return constrain(y_BLNK, "act_batch", "act_len", "act_heads", None)
 
-        q_BLNK, k_BLNK = (keep(rotate(project(name)), name) for name in ("q", "k"))
-        out_BLNK = attend_causal(q_BLNK, k_BLNK, keep(project("v"), "v"), self.impl)
+        # Divided by sqrt(K) where they are rotated, which is one reading and writing less.
+        q_BLNK = keep(rotate(project("q"), scale=(width // self.heads) ** -0.5), "q")
+        k_BLNK = keep(rotate(project("k")), "k")
+        out_BLNK = attend_causal(q_BLNK, k_BLNK, keep(project("v"), "v"), self.impl, scaled=True)
         init = _small(self.out_scale)
         kernel = Kernel((width, width), ("heads", "embed"), init, name="out")()
         kernel_NKD = kernel.astype(self.dtype).reshape(self.heads, -1, width)
@@ -167,15 +169,19 @@ class LanguageModel(nn.Module):
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        rows = round_up(self.vocab_size)
+        self.tokens = Embed(rows, self.width, dtype=self.dtype)
+        self.decoder = Decoder(self.depth, self.heads, self.mlp, self.impl, self.remat, self.dtype)
+        self.head = Dense(rows, ("embed", "vocab"), dtype=self.dtype)
+
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """ids int [B, L] -> float32 logits [B, L, vocab_size]."""
-        rows = round_up(self.vocab_size)
-        x_BLD = Embed(rows, self.width, dtype=self.dtype, name="tokens")(ids_BL)
-        x_BLD = constrain(x_BLD, "act_batch", "act_len", "act_embed")
-        x_BLD = Decoder(
-            self.depth, self.heads, self.mlp, self.impl, self.remat, self.dtype, name="decoder"
-        )(x_BLD)
-        logits_BLV = Dense(rows, ("embed", "vocab"), dtype=self.dtype, name="head")(x_BLD)
+        logits_BLV = self.head(self.hidden(ids_BL))
         logits_BLV = constrain(logits_BLV, "act_batch", "act_len", "act_vocab")
         return logits_BLV[..., : self.vocab_size].astype(jnp.float32)
+
+    def hidden(self, ids_BL: jax.Array) -> jax.Array:
+        """ids int [B, L] -> what the head reads, [B, L, width]."""
+        x_BLD = constrain(self.tokens(ids_BL), "act_batch", "act_len", "act_embed")
+        return self.decoder(x_BLD)

@@ -19,6 +19,7 @@ _policies = jax.checkpoint_policies
 # From the least memory to the most; "none" keeps all that the backward pass reads.
 REMAT: dict[str, Callable | None] = {
     "full": _policies.nothing_saveable,
+    "qkv": _policies.save_only_these_names("q", "k", "v"),
     "attention": _policies.save_only_these_names(*_ATTENTION),
     "attention_mlp": _policies.save_only_these_names(*_NAMES),
     "dots": _policies.save_from_both_policies(

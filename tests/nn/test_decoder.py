@@ -49,6 +49,19 @@ def test_rope_products_depend_on_the_distance_alone():
     assert rotate(jnp.ones((1, 2, 1, 4), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_rope_scales_and_turns_slopes_back():
+    x_BLNK, slope_BLNK = normal(2, 5, 3, 6), normal(2, 5, 3, 6)
+    turned, pull = jax.vjp(functools.partial(rotate, scale=0.3), x_BLNK)
+    np.testing.assert_allclose(turned, 0.3 * rotate(x_BLNK), atol=1e-6)
+    # Linear: the slope by x is what any other x shows.
+    np.testing.assert_allclose(
+        (pull(slope_BLNK)[0] * x_BLNK).sum(), (slope_BLNK * turned).sum(), rtol=1e-5
+    )
+    there_and_back = rotate(jnp.float32(pull(rotate(x_BLNK, scale=0.3))[0]))
+    np.testing.assert_allclose(there_and_back, 0.09 * rotate(x_BLNK), atol=1e-6)
+    assert pull(slope_BLNK)[0].dtype == jnp.float32
+
+
 def test_swiglu_by_hand():
     x_BLD = normal(2, 3, 4)
     layer = SwiGLU(5)
@@ -90,6 +103,8 @@ def test_scan_equals_an_unrolled_loop():
         return (x @ params["head"]["kernel"])[..., :VOCAB]
 
     logits = jax.jit(net.apply)(variables, IDS)
+    hidden_BLD = net.apply(variables, IDS, method="hidden")
+    np.testing.assert_allclose(hidden_BLD @ params["head"]["kernel"][:, :VOCAB], logits, atol=1e-5)
     assert logits.shape == (2, LENGTH, VOCAB) and logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, unrolled(params), atol=1e-5)
 
@@ -116,7 +131,7 @@ def gradient(remat):
     return matmul_flops(loss, variables), loss(variables)
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "attention_mlp", "dots"])
+@pytest.mark.parametrize("remat", ["full", "qkv", "attention", "attention_mlp", "dots"])
 def test_remat_changes_no_number(remat):
     (a, gradient_a), (b, gradient_b) = gradient("none")[1], gradient(remat)[1]
     np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -128,10 +143,12 @@ def test_remat_recomputes_what_it_does_not_keep():
     rows = 2 * LENGTH
     scores = 2 * rows * LENGTH * WIDTH  # of one of attention's two products
     out, mlp = 2 * rows * WIDTH**2, 2 * 2 * rows * WIDTH * MLP  # gate and up; down is not needed
-    assert flops["dots"] - flops["none"] == DEPTH * scores
-    assert flops["attention"] - flops["dots"] == DEPTH * (out + mlp)
+    turn = 2 * 2 * rows * WIDTH * (WIDTH // HEADS)  # q and k to their partners
+    assert flops["dots"] - flops["none"] == DEPTH * (scores + turn)
+    assert flops["attention"] - flops["dots"] == DEPTH * (out + mlp - turn)
     assert flops["attention"] - flops["attention_mlp"] == DEPTH * mlp / 2
-    assert flops["full"] - flops["attention"] == DEPTH * (3 * out + scores)
+    assert flops["qkv"] - flops["attention"] == DEPTH * scores  # the weights times v, again
+    assert flops["full"] - flops["attention"] == DEPTH * (3 * out + scores + turn)
 
 
 def test_a_name_that_no_policy_keeps_is_refused():
@@ -185,6 +202,15 @@ def test_splash_refuses_what_its_blocks_do_not_fit(shape, what):
     x = jnp.ones(shape)
     with pytest.raises(ValueError, match=f"a {what}.* of a multiple of 128"):
         attend_causal(x, x, x, "splash")
+
+
+def test_queries_may_come_scaled():
+    q, k, v = normal(3, 1, 5, 2, 16)
+    expected = attend_causal(q, k, v, "dense")
+    np.testing.assert_allclose(
+        attend_causal(q / 4, k, v, "dense", scaled=True), expected, atol=1e-6
+    )
+    assert np.abs(attend_causal(q, k, v, "dense", scaled=True) - expected).max() > 0.01
 
 
 def test_live_blocks_by_hand():
