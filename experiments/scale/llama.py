@@ -2,7 +2,8 @@
 
     python experiments/scale/llama.py --topology v5p:4x4x4 --rows 4 --length 4096 \\
         --remat attention_mlp
-    python experiments/scale/llama.py --topology v5e:16x16 --rows 4 --length 2048 --remat attention
+    python experiments/scale/llama.py --topology v5e:16x16 --rows 4 --length 2048 --remat qkv \\
+        --loss_chunk 512
 
 Prints preflight's report as JSON; needs no TPU, but libtpu. A 7B step takes two to five minutes on
 two cores, whatever the depth; with ``--width 512 --mlp 1408`` less than one.
@@ -28,6 +29,7 @@ def make_task(config):
 
     from mmx.nn.decoder import LanguageModel
     from mmx.nn.dtypes import DTYPES
+    from mmx.ops.token_loss import chunked_cross_entropy
 
     m = config.model
     net = LanguageModel(
@@ -56,9 +58,22 @@ def make_task(config):
             return train_flops(config) / config.batch_size
 
         def loss(self, params, extra, frozen, batch, rng, step, train):
-            logits_BLV = net.apply({"params": params}, batch["ids"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, batch["labels"])
-            loss = losses.mean()
+            ids_BL, labels_BL = batch["ids"], batch["labels"]
+            if config.loss_chunk:
+                hidden_BLD = net.apply({"params": params}, ids_BL, method="hidden")
+                weights_BL = jnp.full(labels_BL.shape, 1 / labels_BL.size)
+                loss = chunked_cross_entropy(
+                    hidden_BLD,
+                    params["head"]["kernel"],
+                    labels_BL,
+                    weights_BL,
+                    m.vocab_size,
+                    config.loss_chunk,
+                )
+            else:
+                logits_BLV = net.apply({"params": params}, ids_BL)
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, labels_BL)
+                loss = losses.mean()
             return loss, ({"loss/token": loss}, extra)
 
     return Task()
@@ -81,6 +96,7 @@ def make_config(args, topology) -> ConfigDict:
     c.batch_size = args.rows * math.prod(topology.shape)
     c.length = args.length
     c.dtype = "bfloat16"
+    c.loss_chunk = args.loss_chunk
     c.model = dict(
         vocab_size=32_000,
         width=args.width,
@@ -108,6 +124,7 @@ def parse(argv=None):
     parser.add_argument("--mlp", type=int, default=11008)
     parser.add_argument("--attention", default="splash")
     parser.add_argument("--remat", default="full")
+    parser.add_argument("--loss_chunk", type=int, default=0, help="positions; 0: all at once")
     parser.add_argument("--data", type=int, default=1, help="of the mesh; fsdp is the rest")
     return parser.parse_args(argv)
 
