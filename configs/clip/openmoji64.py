@@ -4,8 +4,9 @@
     mmx train --config clip/openmoji64 --workdir runs/clip64
     mmx evaluate runs/clip64
 
-CLIP's loss and towers (arXiv 2103.00020) at a size of a CPU; every number here is ours: no paper
-trains at this size.
+Text to image R@1 of one run: 0.56 of the 3,061 trained on, 0.06 of the 350 unseen concepts (chance
+0.003). CLIP's loss and towers (arXiv 2103.00020) at a size of a CPU; every number here is ours: no
+paper trains at this size.
 """
 
 from ml_collections import ConfigDict
