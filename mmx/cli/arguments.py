@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmx.core import storage
 from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir
 
 
 def count(text: str) -> int:
@@ -41,6 +42,48 @@ def scale(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
+
+
+def prompts(file: str) -> list[str]:
+    """The lines of the file that ``--prompts`` names, without empty ones.
+
+    Raises:
+      UserError: it cannot be read, is no text, or holds none.
+    """
+    where = storage.path(file)
+    try:
+        lines = storage.read_bytes(where).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts={where}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"--prompts={where}: {error.strerror}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"--prompts={where}: no prompt in it")
+    return found
+
+
+def check_prompts(run_dir: RunDir, prompts: list[str], negative: str = "") -> None:
+    """Can the run draw, and does it take these texts? Needs its config and tokenizer only.
+
+    Raises:
+      UserError: it cannot, or a text is too long.
+    """
+    config = run_dir.config()
+    if "sample" not in config:
+        raise UserError(
+            f"{run_dir.path}: a run of the family {config.family!r}, which draws nothing from "
+            "prompts; name a run that learned from captions"
+        )
+    from mmx.data.text import Tokenizer
+
+    tokenizer = Tokenizer.load(run_dir.tokenizer_file)
+    tokenizer.encode(prompts, config.text.max_len, strict=True)
+    if negative:
+        try:
+            tokenizer.encode([negative], config.text.max_len, strict=True)
+        except UserError as error:
+            raise UserError(f"--negative: {error}") from error
 
 
 def profiled_steps(spec: str, steps: int) -> range:

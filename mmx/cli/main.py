@@ -18,6 +18,7 @@ examples:
   mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
   mmx sample runs/muse "red heart" -n 4 --out heart.png
   mmx evaluate runs/muse
+  mmx compare runs/muse runs/muse2
   mmx configs
 
 exit codes: 0 done; 1 training failed (a loss is not finite) or a preflight that does not fit;
@@ -43,7 +44,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mmx.cli import configs, evaluate, import_, preflight, prepare, rerank, sample, train
+    from mmx.cli import (
+        compare,
+        configs,
+        evaluate,
+        import_,
+        preflight,
+        prepare,
+        rerank,
+        sample,
+        train,
+    )  # fmt: skip
 
     parser = _Parser(
         prog="mmx",
@@ -51,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in (prepare, import_, preflight, train, sample, rerank, evaluate, configs):
+    verb_modules = (prepare, import_, preflight, train, sample, rerank, evaluate, compare, configs)
+    for module in verb_modules:
         name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(
             name,

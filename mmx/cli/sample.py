@@ -53,7 +53,7 @@ def run(args) -> int:
     run_dir, step = parse_run(args.run_dir)
     step = run_dir.steps()[-1] if step is None else step
     out = _out(args, run_dir, step)
-    _check_prompts(run_dir, prompts, args.negative)
+    arguments.check_prompts(run_dir, prompts, args.negative)
 
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
@@ -129,36 +129,7 @@ def _prompts(args) -> list[str]:
         raise UserError('give a prompt, mmx sample RUN "red heart", or --prompts FILE')
     if args.prompt is not None:
         return [args.prompt]
-    file = storage.path(args.prompts)
-    try:
-        lines = storage.read_bytes(file).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts={file}: not a text file in UTF-8") from error
-    except OSError as error:
-        raise UserError(f"--prompts={file}: {error.strerror}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--prompts={file}: no prompt in it")
-    return prompts
-
-
-def _check_prompts(run_dir: RunDir, prompts: list[str], negative: str) -> None:
-    """Can the run draw, and does it take these texts? Needs its config and tokenizer only."""
-    config = run_dir.config()
-    if "sample" not in config:
-        raise UserError(
-            f"{run_dir.path}: a run of the family {config.family!r}, which draws nothing from "
-            "prompts; name a run that learned from captions"
-        )
-    from mmx.data.text import Tokenizer
-
-    tokenizer = Tokenizer.load(run_dir.tokenizer_file)
-    tokenizer.encode(prompts, config.text.max_len, strict=True)
-    if negative:
-        try:
-            tokenizer.encode([negative], config.text.max_len, strict=True)
-        except UserError as error:
-            raise UserError(f"--negative: {error}") from error
+    return arguments.prompts(args.prompts)
 
 
 def _out(args, run_dir: RunDir, step: int) -> "Path":

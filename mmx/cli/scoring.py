@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
 from mmx.models import registry
-from mmx.pretrained.weights import prepared
 
 
 class Scorer:
@@ -28,17 +27,18 @@ class Scorer:
     def __init__(self, run_dir: RunDir, seed: int = 0, data_dir: str | None = None):
         from mmx.data.source import open_source
         from mmx.eval.ledger import Ledger
+        from mmx.pretrained.weights import prepared
 
         self.dir, self.seed = run_dir, seed
         config = run_dir.config()
         registry.check_family(config)
         self._ledger = Ledger(run_dir.evals_file)
-        self._where = data_dir or config.data.data_dir
+        self.data_dir = data_dir or config.data.data_dir
         self._opened = self._writer = self._no_data = None
         trained_on = run_dir.data()
         fingerprint = trained_on["fingerprint"] if trained_on else ""
         try:
-            info = open_source(config.data.source, config.data.split, self._where).info
+            info = open_source(config.data.source, config.data.split, self.data_dir).info
             self._directory, here = info.directory, info.fingerprint
         except UserError as error:  # what is scored already can be shown all the same
             self._no_data = UserError(f"{error} (or say where it is: --data_dir)")
@@ -47,7 +47,7 @@ class Scorer:
         # Scores on other data, or on another choice of it, are other scores.
         recipe = f"{config.data.source} ({here[:8]})"
         # Nor are scores whole that were made before a network was there which some of them need.
-        if config.eval.get("metrics") and (networks := prepared(self._where)):
+        if config.eval.get("metrics") and (networks := prepared(self.data_dir)):
             recipe += f", networks {', '.join(networks)}"
         self.recipes = {"report": recipe}
 
@@ -108,7 +108,7 @@ class Scorer:
 
         if self._opened is None:
             self._opened = load_run(self.dir.path, step)
-            self._opened.config.data.data_dir = self._where
+            self._opened.config.data.data_dir = self.data_dir
         elif self._opened.step != step:
             self._opened = self._opened.at(step)
 

@@ -1,6 +1,14 @@
 """What the verbs tell TensorBoard."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from etils.epath import Path
+
+    from mmx.eval.comparison import Column, Comparison
 
 
 def write_scores(writer, step: int, scores: Mapping[str, Mapping]) -> None:
@@ -30,3 +38,63 @@ def layout(scores: Iterable[tuple[str, bool]]) -> dict[str, dict]:
         chart = ("Margin", tags) if has_interval else ("Multiline", tags[:1])
         charts.setdefault(name.partition("/")[0], {})[name] = chart
     return charts
+
+
+def write_comparison(folder: "Path", shown: "Comparison") -> None:
+    """A comparison, each run a folder of events.
+
+    The same tags in all of them, the steps of the checkpoints, so that sliders of one picture stop
+    side by side: one image a prompt, all of a checkpoint as one, and all of a run as one. HPARAMS
+    has what differs and the last scores.
+    """
+    import numpy as np
+
+    from mmx.eval.tile import tile
+    from mmx.train.metrics import Writer
+
+    for i, (run, columns) in enumerate(shown.groups()):
+        (folder / run).mkdir(parents=True, exist_ok=True)
+        writer = Writer(folder / run)
+        scores = {name: "low" in line for c in columns for name, line in c.scores.items()}
+        if i == 0:
+            writer.layout(0, layout(scores.items()))
+        for column in columns:
+            write_scores(writer, column.step, column.scores)
+            if column.images is not None:
+                _write_images(writer, column, shown.rows)
+        if columns[-1].images is not None:
+            strip = np.stack([enlarged(column.images) for column in columns], 1)
+            writer.image(columns[-1].step, "filmstrip", tile(strip))
+        fields = {name: _plain(values)[run] for name, values in shown.differences.items()}
+        tags = [interval_tags(name)[0] for name in scores]
+        fields |= {"steps compared": ", ".join(str(column.step) for column in columns)}
+        writer.hparams(columns[-1].step, run, fields, tags)
+        writer.close()
+
+
+def _write_images(writer, column: "Column", rows: Sequence[str]) -> None:
+    from mmx.eval.tile import tile
+
+    images = enlarged(column.images)
+    writer.image(column.step, "samples/all", tile(images[None]))
+    for i, (text, image) in enumerate(zip(rows, images, strict=True)):
+        writer.image(column.step, f"samples/{i:02d}_{slug(text)}", image)
+
+
+def _plain(values: Mapping[str, str]) -> Mapping[str, float | str]:
+    """Numbers where all are, so that the table sorts by them."""
+    try:
+        return {run: float(value) for run, value in values.items()}
+    except ValueError:
+        return values
+
+
+def slug(text: str) -> str:
+    """``"Red heart!"`` -> ``"red_heart"``: a tag without signs that TensorBoard would split at."""
+    return re.sub(r"\W+", "_", text.lower()).strip("_")[:40]
+
+
+def enlarged(images_u8: "np.ndarray") -> "np.ndarray":
+    """By the largest whole factor that leaves them no wider than 128 pixels, but at least 1."""
+    scale = max(1, 128 // images_u8.shape[2])
+    return images_u8.repeat(scale, 1).repeat(scale, 2)

@@ -66,7 +66,7 @@ def draw_grid(
     columns = max(1, min(columns, max(len(batch) for batch in batches)))
     inner = columns * cell_w + (columns - 1) * GAP
 
-    page = _Page(inner)
+    page = Page(inner)
     page.text(title, 24, INK, after=4)
     page.text(subtitle, 15, GREY, after=4)
     for section, batch in zip(sections, batches):
@@ -193,7 +193,7 @@ def _as_uint8(section: Section) -> np.ndarray:
     return images
 
 
-class _Page:
+class Page:
     """A canvas that grows downwards; `y` is where the next thing goes."""
 
     def __init__(self, inner: int):

@@ -166,6 +166,14 @@ class EmbeddingTask(Task, Protocol):
         ...
 
 
+class RebuildingTask(Task, Protocol):
+    """A task of an image tokenizer: the registry has its family among the codecs."""
+
+    def reconstruct(self, mesh: Any):
+        """``(params, extra, image_u8 [B, H, W, 3]) -> (float32 [B, H, W, 3], codes)``."""
+        ...
+
+
 class Codec(Protocol):
     """image <-> grid of codes. Weights are passed in, so that they can be sharded and donated.
 

@@ -45,9 +45,14 @@ def check_family(config) -> None:
         raise UserError(f"config.family={config.get('family')!r}: use one of {', '.join(_TASKS)}")
 
 
+def is_codec(config) -> bool:
+    """Is a run with this config an image tokenizer: does it rebuild images?"""
+    return config.family in _CODECS
+
+
 def check_codec(config, field: str) -> None:
     """Before anything is imported: raises UserError when the run that a field names is no codec."""
-    if config.family not in _CODECS:
+    if not is_codec(config):
         raise UserError(
             f"{field}: a run of the family {config.family!r}, which is no image tokenizer; "
             f"name a run of the family {' or '.join(_CODECS)}"

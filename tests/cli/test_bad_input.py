@@ -17,7 +17,7 @@ MUSE = ("train", "--config", "muse/openmoji32:tiny")
     ("argv", "says"),
     [
         ([], "required: VERB; see `mmx --help`"),
-        (["frobnicate"], "invalid choice: 'frobnicate' (choose from 'prepare', 'preflight'"),
+        (["frobnicate"], "invalid choice: 'frobnicate' (choose from 'prepare', 'import'"),
         (["train"], "required: --config; see `mmx train --help`"),
         (["train", "--conf", "x"], "required: --config"),  # no abbreviations
         (["sample"], "required: RUN[@STEP]"),

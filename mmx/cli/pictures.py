@@ -1,0 +1,30 @@
+"""What a run of any family makes pictures of: prompts that it draws, or images that it rebuilds."""
+
+from typing import TYPE_CHECKING
+
+from mmx.models import registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmx.cli.run import Run
+
+DRAWS, REBUILDS, NONE = "draws from prompts", "rebuilds images", "has no pictures"
+
+
+def kind(config) -> str:
+    """DRAWS, REBUILDS or NONE. Raises UserError for an unknown family."""
+    registry.check_family(config)
+    if "sample" in config:
+        return DRAWS
+    return REBUILDS if registry.is_codec(config) else NONE
+
+
+def rebuilt(opened: "Run", image_u8: "np.ndarray") -> "np.ndarray":
+    """uint8 [n, H, W, 3] through an image tokenizer -> uint8 of the same shape."""
+    import numpy as np
+
+    from mmx.eval.images import to_uint8
+
+    rebuild = opened.task.reconstruct(opened.mesh)
+    return to_uint8(np.asarray(rebuild(opened.params, opened.extra, image_u8)[0]))
