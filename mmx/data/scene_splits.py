@@ -7,7 +7,8 @@ other combinations. One hash a combination decides:
   - ``heldout_count``: for a quarter of the kinds, two of it or three of it;
   - ``heldout_word``: a fifth of the words, of which each letter is in training at its place.
 A scene of such a split breaks that rule and no other. ``test`` breaks none: its scenes are of the
-distribution of training, other drawings of captions that may be there too.
+distribution of training, other drawings of captions of which 55 % are there too (all of one group
+and of signs, 10 % of two groups).
 
 Imports nothing heavy: each worker process imports it anew.
 """

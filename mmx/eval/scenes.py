@@ -13,12 +13,13 @@ Ghosh et al. 2023, arXiv:2310.11513):
 Beside each, its value on real pictures of the same captions (``_oracle``: what the reader can see)
 and on the same pictures with the captions of others (``_shuffled``: chance).
 
-What the reader gets of 300 real scenes (`experiments/scenes/run.py` measures more): the share of
-pictures in which all is right, under a blur (sigma in 1/32 of the side) or noise (grey levels):
+What the reader gets of 300 real scenes (factor by factor: `experiments/scenes/reader.md`): the
+share in which all is right, under a blur (sigma in 1/32 of the side) or noise (grey levels):
 
     pixels   as they are   blur 0.5   blur 1   blur 1.5   noise 40
     32          0.997        0.997     0.993     0.627      0.997
-    64          0.997        0.997     0.953
+    64          0.997        0.997     0.953     0.540      0.997
+    128         0.987        0.977     0.950     0.563      0.977
 """
 
 from collections.abc import Mapping, Sequence
