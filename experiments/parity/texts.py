@@ -18,7 +18,8 @@ NASTY = [
     "e\u0301 \u00e9 n\u0303 \u0301 a\u0300\u0301 \u0345 a\u0345b",
     "\U0001f600\U0001f603 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea "
     "\u2764\ufe0f \U0001f44d\U0001f3fd",
-    "&amp;amp;lt; &lt;b&gt; &#39; &quot; &nbsp;x &amp &#x1F600; &notanentity;", "&amp;amp;amp;amp;",
+    "&amp;amp;lt; &lt;b&gt; &#39; &quot; &nbsp;x &amp &#x1F600; &notanentity;",
+    "&amp;amp;amp;amp;", "<b> &amp;amp;lt; x",
     "sch\u00c3\u00b6n \u00e2\u20ac\u0153quoted\u00e2\u20ac\u009d caf\u00c3\u00a9",
     "\u201ccurly\u201d \u2018single\u2019 \u2013 \u2014 \u2026 \u00ab \u00bb",
     "a\u00a0b\u2003c\u200bd\u3000e\tf\ng\r\nh\x0bi\x0cj\x1ck\x85l\u2028m",

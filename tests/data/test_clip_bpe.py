@@ -58,6 +58,19 @@ def test_a_text_that_spells_a_special_token_is_text(published):
         assert published.decode(text_ids[0]).replace(" ", "") == text.replace(" ", "")
 
 
+def test_nor_where_the_file_lists_special_tokens(published, tmp_path):
+    """As the tokenizer.json of the hub does."""
+    told = json.loads(published.to_str())
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=True, special=True)
+    added = [(SOT, "<|startoftext|>"), (EOT, "<|endoftext|>")]
+    told["added_tokens"] = [dict(id=number, content=token, **flags) for number, token in added]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(told))
+    texts = ["<|endoftext|> a", "a<|startoftext|>", "a cat"]
+    got, want = (tokenizer.encode(texts)[0] for tokenizer in (ClipTokenizer.load(file), published))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_decode_reads_back_what_clip_reads(published):
     for text in ("A photo of a CAT", "日本語 é 😀", "x" * 60):
         ids = published.encode([text])[0][0]
