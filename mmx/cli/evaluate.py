@@ -134,6 +134,8 @@ class _Follower:
                 told, since = None, time.monotonic()
             if self.is_over():
                 return
+            if self._open():
+                continue  # came meanwhile
             steps = self.dir.steps()
             last, end = (steps[-1] if steps else 0), self.dir.config().steps
             if not self.waits or (last >= end and time.monotonic() - since > _PATIENCE):
