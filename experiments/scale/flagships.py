@@ -25,6 +25,7 @@ ROWS = [
     ("muse/base_3b", "v5e:16x16", 2),
     ("muse/base_3b", "v4:8x8x8", 1),
     ("muse/base_632m", "v5e:4x4", 2),
+    ("clip/vit_l14", "v5e:16x16", 16),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
