@@ -30,9 +30,16 @@ ROWS = [
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
 
+# Fields that no train step depends on.
+BESIDE = ("eval", "sample", "preview_prompts", "log_every", "eval_every", "preview_every",
+          "save_every", "keep")  # fmt: skip
+
+
 def digest(name: str) -> str:
-    """Of a config's resolved text: a result of another text is stale."""
-    return hashlib.sha256(configs.to_text(configs.load_config(name)).encode()).hexdigest()[:16]
+    """Of what a config says of its train step: a result of another text is stale."""
+    items = configs.flat_items(configs.load_config(name)).items()
+    kept = [f"{field} = {value!r}" for field, value in items if field.split(".")[0] not in BESIDE]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 def compile_row(name: str, topology: str, data: int) -> dict:
