@@ -249,11 +249,11 @@ def _eval_batch(
     source: Examples, transform: Transform, rows: np.ndarray, batch_size: int, count: int, step: int
 ) -> Row:
     wanted = step * batch_size + rows
-    loaded = []
-    for index in np.minimum(wanted, count - 1).tolist():
+    indices, loaded = np.minimum(wanted, count - 1).tolist(), {}
+    for index in sorted(set(indices)):  # the last example, which fills up, once
         rng = np.random.default_rng((_EVAL_SEED, index))
-        loaded.append(_load(source, transform, index, rng, index))
-    return {**_stack(loaded), "_mask": wanted < count}
+        loaded[index] = _load(source, transform, index, rng, index)
+    return {**_stack([loaded[index] for index in indices]), "_mask": wanted < count}
 
 
 def _stack(rows: list[Row]) -> Row:

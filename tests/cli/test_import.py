@@ -43,7 +43,7 @@ def run(published, tmp_path_factory) -> Path:
     shutil.copytree(published, copy)
     run = tmp_path_factory.mktemp("runs") / "clip"
     argv = ["import", str(copy), "--workdir", str(run), "--config.data.source=tfds:openmoji/32"]
-    assert main([*argv, "--config.batch_size=64"]) == 0
+    assert main(argv) == 0
     shutil.rmtree(copy)
     return run
 
@@ -51,6 +51,7 @@ def run(published, tmp_path_factory) -> Path:
 def test_the_run_holds_the_weights_and_clip_s_tokenizer(run, published):
     opened = mmx.load(run)
     assert opened.step == 0 and opened.config.data.image_size == 16
+    assert opened.config.batch_size == 128  # not the recipe's 32,768
     assert isinstance(opened.task.tokenizer, ClipTokenizer)
     _, params, extra = load_published(Repository(published))
     assert opened.extra == extra == {}
@@ -79,8 +80,7 @@ def test_it_is_evaluated_as_any_run(run, data_dir, capsys):
 
 def test_a_second_import_is_done_already(run, published, capsys):
     argv = ["import", str(published), "--workdir", str(run)]
-    argv += ["--config.data.source=tfds:openmoji/32", "--config.batch_size=64"]
-    assert main(argv) == 0
+    assert main([*argv, "--config.data.source=tfds:openmoji/32"]) == 0
     assert "the weights are there" in capsys.readouterr().out
 
 

@@ -320,6 +320,34 @@ def test_embedding_any_number_of_images(build):
     np.testing.assert_allclose(joint / np.linalg.norm(joint, axis=1)[:, None], got, atol=1e-5)
 
 
+def test_a_split_is_embedded_in_batches_of_its_own(build):
+    """Of a config for a pod: each example is made once, a batch is no more than it takes."""
+    from mmx.models.clip.report import embed_split
+    from mmx.train.sharding import make_mesh
+
+    task = build.clip()
+    task.config.batch_size = 32_768
+    mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    params, extra = build.params(task)
+    image, made, seen = build.images(11, 64), [], []
+    source = [{"image": one, "text": "red heart"} for one in image]
+
+    def plain(example, rng, plain=task.plain):
+        made.append(1)
+        return plain(example)
+
+    embed = task.embedder(mesh, "embed_image")
+
+    def watched(params, extra, rows):
+        seen.append(rows.shape[0])
+        return embed(params, extra, rows)
+
+    task.plain, task.embedder = plain, lambda mesh, what: watched
+    (image_NE,) = embed_split(task, mesh, source, 99, params, extra, ("embed_image",))
+    assert len(made) == 11 and seen == [16]
+    np.testing.assert_allclose(image_NE, embed(params, extra, image), atol=1e-6)
+
+
 def test_clips_own_texts_are_kept_with_the_run(build):
     task = build.clip("clip/vit_b32:tiny")
     ids = task.text_ids(["a photo of a cat"])

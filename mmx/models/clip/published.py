@@ -102,6 +102,7 @@ class PublishedClip:
             )
             config.data.update(image_size=published.image_size, crop=crop)
             config.dtype = "float32"
+            config.batch_size = 128  # ours: the recipe's is a pod's, and nothing is trained here
         return config
 
     def tokenizer_json(self) -> str:

@@ -19,7 +19,7 @@ from mmx.models.protocols import OpenRun
 from mmx.train.sharding import batch_sharding, whole
 
 _QUERIES, _NEAREST = 8, 7  # shown in a picture: ours
-_AT_ONCE = 64  # ours: images or texts
+_AT_ONCE = 64  # ours: images or texts; of a split on each device
 
 
 class ClipEmbedder:
@@ -97,15 +97,17 @@ def embed_split(task, mesh, source, limit: int, params, extra, whats=("embed_ima
     embed = {what: task.embedder(mesh, what) for what in whats}
     found = {what: [] for what in whats}
     count = min(limit, len(source))
+    rows = batch_sharding(mesh)
+    ways = rows.num_devices // mesh.shape["tensor"]
+    # Not the batch of training: a device may not hold its 32,768 rows, a split not fill them.
+    size = ways * min(_AT_ONCE, -(-count // ways))
     progress = Progress(count, "embed", every=max(1, count // 4))
-    with pipeline.eval_batches(
-        source, task.plain, task.config.batch_size, batch_sharding(mesh), limit=limit
-    ) as batches:
+    with pipeline.eval_batches(source, task.plain, size, rows, limit=limit) as batches:
         for batch in batches:
             mask = whole(batch["_mask"], mesh)
             for what in whats:
-                rows = batch["text_ids" if what == "embed_text" else "image"]
-                found[what].append(embed[what](params, extra, rows)[mask])
+                inputs = batch["text_ids" if what == "embed_text" else "image"]
+                found[what].append(embed[what](params, extra, inputs)[mask])
             progress.update(sum(map(len, found[whats[0]])))
     progress.close()
     return [np.concatenate(found[what]) for what in whats]
