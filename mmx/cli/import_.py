@@ -75,8 +75,8 @@ def _write(published, config, workdir: RunDir) -> None:
     # Shapes first: what does not fit is told before anything is written.
     task = make_task(config, None, abstract=True)
     params, extra = nn.unbox(jax.eval_shape(task.init, rng.base_key(0)))
-    params, extra = published.read(params, extra)
     tokenizer = published.tokenizer_json()
+    params, extra = published.read(params, extra)
     open_or_create(workdir.path, config)
     storage.write(workdir.tokenizer_file, tokenizer)
     make_task(config, workdir)  # that they go together

@@ -18,7 +18,7 @@ import tokenizers
 from mmx.core import storage
 from mmx.core.errors import UserError
 
-EOS = "</s>"
+EOS, EOS_ID = "</s>", 1  # of SigLIP's vocabulary; SigLIP 2's is Gemma's, another
 CONTEXT = 64
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -32,13 +32,18 @@ class SiglipTokenizer:
     """Texts -> ids. Immutable once made; safe to share between threads.
 
     Raises:
-      UserError: a tokenizer without SigLIP's end of text.
+      UserError: its end of text or its filler is not SigLIP's, as in SigLIP 2's tokenizer.
     """
 
     def __init__(self, pieces: tokenizers.Tokenizer):
         self.eot_id = pieces.token_to_id(EOS)
-        if self.eot_id is None:
-            raise UserError(f"this tokenizer is not SigLIP's: it has no {EOS}")
+        padding = pieces.padding or {"pad_id": EOS_ID}
+        if (self.eot_id, padding["pad_id"]) != (EOS_ID, EOS_ID):
+            raise UserError(
+                f"not SigLIP's tokenizer, whose {EOS} is id {EOS_ID} and fills the row (here {EOS} "
+                f"is {self.eot_id}, the filler {padding['pad_id']}); SigLIP 2 and other "
+                "vocabularies are not read: take a SigLIP, as google/siglip-base-patch16-224"
+            )
         pieces.no_padding()
         pieces.no_truncation()
         pieces.encode_special_tokens = True  # a caption that spells "</s>" is text like any other
@@ -54,7 +59,10 @@ class SiglipTokenizer:
             pieces = tokenizers.Tokenizer.from_str(storage.read_text(file))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer file ({error})") from error
-        return cls(pieces)
+        try:
+            return cls(pieces)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     @property
     def vocab_size(self) -> int:

@@ -48,5 +48,25 @@ def test_long_and_empty_texts_and_other_files(tokenizer, tmp_path):
     with pytest.raises(UserError, match="no tokenizer here"):
         SiglipTokenizer.load(tmp_path / "tokenizer.json")
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="not SigLIP's"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: not SigLIP's"):
         SiglipTokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_siglip_2_is_refused(tmp_path):
+    """Gemma's vocabulary: the end is <eos> 1, rows are filled by <pad> 0, </s> is a tag of HTML."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "</s>", "cat"]
+    pieces = tokenizers.Tokenizer(tokenizers.models.Unigram([(w, -1.0) for w in words], 3, False))
+    file = tmp_path / "tokenizer.json"
+    pieces.save(str(file))
+    with pytest.raises(UserError, match=r"</s> is 4, .* SigLIP 2 and other vocabularies"):
+        SiglipTokenizer.load(file)
+    # SigLIP's own places, but filled as Gemma fills.
+    theirs = tokenizers.Tokenizer.from_file(str(GOLDENS / "tokenizer.json"))
+    theirs.enable_padding(pad_id=0, pad_token="<pad>", length=64)
+    theirs.save(str(file))
+    with pytest.raises(UserError, match=r"</s> is 1, the filler 0\)"):
+        SiglipTokenizer.load(file)
+    theirs.enable_padding(pad_id=1, pad_token="</s>", length=64)
+    theirs.save(str(file))
+    ids, mask = SiglipTokenizer.load(file).encode(["cat"], 8)
+    assert ids[0, -1] == 1 and mask[0].sum() < 8

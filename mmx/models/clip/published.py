@@ -109,7 +109,8 @@ class PublishedClip:
         """SigLIP's is in its repository; CLIP's is always the same, and comes with mmx.
 
         Raises:
-          UserError: a CLIP of another vocabulary or end of text; a SigLIP without tokenizer.json.
+          UserError: a CLIP of another vocabulary or end of text; a SigLIP without tokenizer.json,
+            or with another than SigLIP's: SigLIP 2 calls itself "siglip", and has Gemma's.
         """
         published = self.published
         if published.kind == "siglip":
