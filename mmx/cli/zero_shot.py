@@ -27,7 +27,8 @@ def add_arguments(parser) -> None:
     of.add_argument(
         "--probe",
         metavar="SPLIT",
-        help="also a linear classifier, learned from the features of this split's images",
+        help="also a linear classifier, learned from the features of this split's images; another "
+        "than --split",
     )
 
 
@@ -47,6 +48,8 @@ def run(args) -> int:
         zero_shot.check_templates(templates, f"--templates={args.templates}")
     data_dir = args.data_dir or config.data.data_dir
     split = args.split or "test"
+    if args.probe:
+        _check_apart(args.probe, split)
     source = open_source(args.zero_shot, split, data_dir)
     names, labels = _labels(source, args.zero_shot)
     if args.classes:
@@ -109,6 +112,25 @@ def _keep(run_dir: RunDir, record: dict):
     before = storage.read_text(file) if file.is_file() else ""
     storage.write(file, before + json.dumps(record) + "\n")
     return file
+
+
+def _check_apart(probe: str, split: str) -> None:
+    """A classifier is not asked about what it learned from. Of one split, two slices may be named.
+
+    Raises:
+      UserError: an image may be in both.
+    """
+    from mmx.data.source import split_parts
+
+    for learned, _ in split_parts(probe):
+        for asked, _ in split_parts(split):
+            same = learned.partition("[")[0] == asked.partition("[")[0]
+            if same and (learned == asked or "[" not in learned or "[" not in asked):
+                raise UserError(
+                    f"--probe={probe}: the classifier would be scored on what it learned from "
+                    f"(--split={split}); name another split, or slices apart: --probe "
+                    f"'{learned.partition('[')[0]}[:80%]' --split '{asked.partition('[')[0]}[80%:]'"
+                )
 
 
 def _labels(source, spec: str):

@@ -52,7 +52,7 @@ def test_training_lowers_the_loss_and_evaluate_ranks(own, data_dir, capsys):
     assert len(info["prompts"]) == 8 and "CC BY-SA" in info["attribution"]
 
 
-def colours(folder, count=6):
+def colours(folder, count=12):
     """Pictures in sub-folders whose names are their classes."""
     rng = np.random.default_rng(0)
     for name, colour in (("red_square", (220, 30, 30)), ("blue_square", (30, 30, 220))):
@@ -67,19 +67,19 @@ def test_zero_shot_and_probe_on_a_folder(own, tmp_path, capsys):
     colours(tmp_path / "colours")
     data = str(tmp_path / "data")
     command = ["prepare", "folder", str(tmp_path / "colours"), "--name", "colours", "--size", "32"]
-    assert main([*command, "--data_dir", data]) == 0
+    assert main([*command, "--test-share", "0.4", "--data_dir", data]) == 0
     zero_shot = ["evaluate", str(own), "--zero-shot", "tfds:colours", "--data_dir", data]
     capsys.readouterr()
-    assert main([*zero_shot, "--split", "train", "--probe", "train"]) == 0
+    assert main([*zero_shot, "--probe", "train"]) == 0
     out = capsys.readouterr().out
     assert "zero_shot/top1" in out and "linear_probe/top1" in out and "2 classes" in out
     (record,) = map(json.loads, (own / "zero_shot.jsonl").read_text().splitlines())
     assert record["classes"] == 2 and record["scores"]["zero_shot/chance"] == 0.5
     probe = record["scores"]["linear_probe/top1"]
-    assert probe["value"] == 1 and probe["n"] == record["examples"] >= 10
+    assert probe["value"] == 1 and probe["n"] == record["examples"] >= 4
 
     def refused(*args):
-        assert main([*zero_shot, "--split", "train", *args]) == 2
+        assert main([*zero_shot, *args]) == 2
         return capsys.readouterr().err
 
     names = tmp_path / "names.txt"
@@ -90,6 +90,15 @@ def test_zero_shot_and_probe_on_a_folder(own, tmp_path, capsys):
     names.write_text(" ".join(["red heart {}"] * 1 + ["very"] * 40) + "\n")
     assert "is too long" in refused("--templates", str(names))
     assert "has the splits" in refused("--probe", "nothing")
+    for learned, asked in (
+        ("train", "train"),
+        ("train+test", "test"),
+        ("train[:50%]", "train"),
+        ("train", "train[:50%]"),
+        ("test+train[:9]", "train[:9]"),
+    ):
+        told = refused("--probe", learned, "--split", asked)
+        assert f"--probe={learned}: the classifier would be scored on what it learned from" in told
 
 
 def test_captions_are_no_classes_and_a_tokenizer_does_not_compare(own, data_dir, vqgan_run, capsys):
