@@ -43,7 +43,8 @@ def plan_training(task, config, mesh: Mesh) -> Plan:
     """Shapes, layouts and compiled functions of a run.
 
     Raises:
-      UserError: the batch does not divide over the mesh, a setting of the optimiser is unknown.
+      UserError: the batch, or a part of it (``config.loss.cached``), does not divide over the
+        mesh; a setting of the optimiser is unknown.
       ShardingError: a parameter that no rule fits.
     """
     ways = batch_sharding(mesh).num_devices // mesh.shape["tensor"]
@@ -52,6 +53,13 @@ def plan_training(task, config, mesh: Mesh) -> Plan:
         raise UserError(
             f"config.batch_size={config.batch_size} does not divide over {ways} devices with "
             f"config.optim.accum={accum}: take a multiple of {ways * accum}"
+        )
+    parts = config.get("loss", {}).get("cached", 1)  # each lies over all devices, as the batch does
+    if config.batch_size % (ways * parts):
+        raise UserError(
+            f"config.loss.cached={parts}: config.batch_size={config.batch_size} in {parts} parts "
+            f"does not divide over {ways} devices: take a batch that is a multiple of "
+            f"{ways * parts}, or fewer parts"
         )
     key = jax.eval_shape(lambda: rng.base_key(config.seed))
     labels = task.param_labels(jax.eval_shape(task.init, key)[0])

@@ -10,6 +10,7 @@ from conftest import HERE, read_scalars, training
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmx.core import rng
+from mmx.core.errors import UserError
 from mmx.core.partition import MESH_AXES, ShardingError
 from mmx.core.run_dir import RunDir, open_or_create
 from mmx.data import pipeline
@@ -157,6 +158,19 @@ def test_the_table_of_a_config_is_the_golden_one(name, tmp_path):
         for leaf, one in zip(jax.tree.leaves(of), jax.tree.leaves(part), strict=True):
             large = leaf.ndim >= 2 and min(leaf.shape[-2:]) >= 128
             assert not large or any(one.spec), (leaf, one)
+
+
+def test_parts_of_a_batch_that_do_not_divide_over_the_devices_are_refused_by_name():
+    from mmx.core.config import load_config
+    from mmx.models.registry import make_task
+
+    config = load_config("clip/openmoji64:tiny")  # 16 pairs
+    for cached, ways in ((4, 8), (16, 2)):
+        config.loss.cached = cached
+        with pytest.raises(UserError, match=rf"loss\.cached={cached}: .* over {ways} devices"):
+            plan.plan_training(make_task(config, None, True), config, mesh_of(1, ways, 1, 1))
+    config.loss.cached = 2
+    plan.plan_training(make_task(config, None, abstract=True), config, mesh_of(1, 8, 1, 1))
 
 
 class Positions(toy.ToyTask):
