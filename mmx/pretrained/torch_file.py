@@ -6,6 +6,7 @@ and fails on all else. Both layouts are read: the zip of PyTorch 1.6 and later, 
 """
 
 import io
+import math
 import os
 import pickletools
 import zipfile
@@ -26,6 +27,12 @@ _DTYPES = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING"}
 _MARK = object()
+# What nonsense runs into; RuntimeError is what zipfile raises for a password.
+_DAMAGE = (
+    ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, RuntimeError
+)  # fmt: skip
+_MAX_AXES = 64  # numpy's own limit
+_MAX_SHARING = 4  # ours: numbers of all tensors together over those stored; tied weights are 2
 
 
 class _Storage(NamedTuple):
@@ -59,7 +66,7 @@ def read_tensors(data: bytes, name: str | os.PathLike) -> dict[str, np.ndarray]:
         return _read_zip(data) if data[:2] == b"PK" else _read_legacy(data)
     except (_Refused, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: not read, as it is no file of tensors ({error})") from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{name}: damaged, or no file of tensors ({error})") from error
 
 
@@ -70,12 +77,24 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
             raise _Refused("no data.pkl in the archive")
         folder = pickles[0].removesuffix("data.pkl")
         order = f"{folder}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and _member(archive, order) != b"little":
             raise _Refused("written on a big-endian machine")
-        noted = _named_tensors(_follow(io.BytesIO(archive.read(pickles[0]))))
-        keys = {t.storage.key for t in noted.values()}
-        storages = {key: archive.read(f"{folder}data/{key}") for key in keys}
+        noted = _named_tensors(_follow(io.BytesIO(_member(archive, pickles[0]))))
+        wanted = {t.storage.key: t.storage for t in noted.values()}
+        storages = {key: _member(archive, f"{folder}data/{key}") for key in wanted}
+    for key, storage in wanted.items():
+        if len(storages[key]) != storage.count * storage.dtype.itemsize:
+            raise ValueError(f"storage {key} of {len(storages[key])} bytes, not {storage.count} "
+                             "numbers")  # fmt: skip
     return _cut(noted, storages)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of the archive. PyTorch compresses none, and what is compressed could be a bomb."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise _Refused(f"{name} is compressed")
+    return archive.read(info)
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
@@ -89,7 +108,7 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     wanted = {t.storage.key: t.storage for t in noted.values()}
     storages = {}
     for key in _follow(file):  # the order in which the bytes follow
-        storage = wanted[key]
+        storage = wanted[_text(key)]
         count = int.from_bytes(file.read(8), "little")
         if count != storage.count:
             raise ValueError(f"storage {key} of {count} numbers, expected {storage.count}")
@@ -101,13 +120,21 @@ def _named_tensors(state: Any) -> dict[str, _Tensor]:
     if not isinstance(state, dict):
         raise _Refused("no dictionary of tensors")
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, _Tensor):
+        if not isinstance(value, _Tensor):
             raise _Refused(f"{key!r} is no tensor")
     return state
 
 
+def _text(key: Any) -> str:
+    """The key, where it is a text: hashing tuples nested in tuples can end the process."""
+    if not isinstance(key, str):
+        raise _Refused("a name that is no text")
+    return key
+
+
 def _cut(noted: dict[str, _Tensor], storages: dict[str, bytes]) -> dict[str, np.ndarray]:
     tensors = {}
+    left = _MAX_SHARING * sum(map(len, storages.values()))
     for name, tensor in noted.items():
         flat = np.frombuffer(storages[tensor.storage.key], tensor.storage.dtype)
         shape, strides = tensor.shape, tensor.strides
@@ -116,6 +143,10 @@ def _cut(noted: dict[str, _Tensor], storages: dict[str, bytes]) -> dict[str, np.
         last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides))
         if 0 not in shape and last >= len(flat):
             raise ValueError(f"{name}: its storage holds {len(flat)} numbers, it needs {last + 1}")
+        size = math.prod(shape)
+        left -= size * flat.itemsize
+        if size > len(flat) or left < 0:  # numbers used over and over: small files, huge tensors
+            raise ValueError(f"{name}: {size} numbers out of {len(flat)}")
         view = np.lib.stride_tricks.as_strided(
             flat[tensor.offset :], shape, [s * flat.itemsize for s in strides], writeable=False
         )
@@ -128,9 +159,11 @@ def _call(function: str, args: Any) -> Any:
     if function == "collections OrderedDict" and args in ((), ([],)):
         return {}
     if function == "collections OrderedDict" and len(args) == 1:
-        return {key: value for key, value in args[0]}
+        return {_text(key): value for key, value in args[0]}
     if function == "torch._utils _rebuild_tensor_v2" and len(args) >= 4:
         storage, offset, shape, strides = args[:4]
+        if len(shape) > _MAX_AXES or len(strides) > _MAX_AXES:
+            raise _Refused(f"a tensor of more than {_MAX_AXES} axes")
         whole = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int for n in whole):
             raise _Refused("a tensor of no storage")
@@ -142,7 +175,7 @@ def _persistent(args: Any) -> _Storage:
     if not isinstance(args, tuple) or len(args) < 5 or args[0] != "storage":
         raise _Refused("a persistent id that names no storage")
     _, kind, key, _, count = args[:5]
-    if kind not in _DTYPES:
+    if _text(kind) not in _DTYPES:
         raise _Refused(f"numbers of type {kind}")
     if not isinstance(key, str) or "/" in key or type(count) is not int or count < 0:
         raise _Refused("a storage without a name")
@@ -195,10 +228,10 @@ def _follow(file: io.BytesIO) -> Any:
             stack[-1].extend(items)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            stack[-1][_text(key)] = value
         elif name == "SETITEMS":
             items = since_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            stack[-1].update(zip(map(_text, items[::2]), items[1::2], strict=True))
         elif name == "BINPERSID":
             stack.append(_persistent(stack.pop()))
         elif name == "REDUCE":

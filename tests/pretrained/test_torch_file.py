@@ -19,7 +19,9 @@ def text(word):
 
 
 def number(n):
-    return b"J" + struct.pack("<i", n)
+    if -(2**31) <= n < 2**31:
+        return b"J" + struct.pack("<i", n)
+    return b"\x8a\x10" + n.to_bytes(16, "little", signed=True)
 
 
 def numbers(*ns):
@@ -42,8 +44,15 @@ def tensor(stored, offset, shape, strides):
 
 
 def state(**tensors):
-    items = b"".join(text(name) + value for name, value in tensors.items())
+    return state_of(b"".join(text(name) + value for name, value in tensors.items()))
+
+
+def state_of(items):
     return PROTO + call("collections OrderedDict", b")") + MARK + items + b"u" + STOP
+
+
+def nested(depth):
+    return b")" + b"\x85" * depth
 
 
 def zipped(pickle, storages, **more):
@@ -105,6 +114,16 @@ def hostile(tmp_path):
         "a tensor without a storage": state(w=call(
             "torch._utils _rebuild_tensor_v2",
             MARK + script + number(0) + numbers(1) + numbers(1) + TUPLE)),
+        "a name nested 5,000 deep": state_of(nested(5000) + storage("7", 10)),
+        "a name nested 150,000 deep": state_of(nested(150_000) + storage("7", 10)),
+        "a nested name, alone": PROTO + DICT + nested(150_000) + text("x") + b"s" + STOP,
+        "a nested name in pairs": PROTO + call(
+            "collections OrderedDict",
+            b"](" + nested(150_000) + text("x") + b"\x86e" + b"\x85") + STOP,
+        "nested numbers": state(w=tensor(
+            MARK + text("storage") + nested(150_000) + text("7") + text("cpu") + number(10)
+            + TUPLE + b"Q", 0, (1,), (1,))),
+        "1,000 axes": state(w=tensor(storage("7", 10), 0, (1,) * 1000, (1,) * 1000)),
         "another storage": state(w=tensor(storage("7", 10, "UntypedStorage"), 0, (1,), (1,))),
         "a path as a storage": state(w=tensor(storage("../../x", 10), 0, (1,), (1,))),
     }  # fmt: skip
@@ -128,12 +147,61 @@ def test_anything_but_tensors_is_refused_and_nothing_runs(layout, tmp_path):
         tensor(storage("7", 10), 0, (3,), (-1,)),
         tensor(storage("7", 10), 0, (3,), (1, 1)),
         tensor(storage("8", 10), 0, (3,), (1,)),
+        tensor(storage("7", 10), 0, (2,), (2**70,)),
+        tensor(storage("7", 10), 0, (2**70,), (1,)),
+        tensor(storage("7", 10), 0, (1,), (2**70,)),
+        tensor(storage("7", 10), 0, (2**70, 0), (1, 1)),
+        tensor(storage("7", 10), 2**70, (1,), (1,)),
+        tensor(storage("7", 2**70), 0, (3,), (1,)),
+        tensor(storage("7", 9), 0, (3,), (1,)),
+        # Numbers used over and over: of ten numbers, terabytes.
+        tensor(storage("7", 10), 0, (10**6, 2 * 10**6), (0, 0)),
+        tensor(storage("7", 10), 0, (2**45,), (0,)),
+        tensor(storage("7", 10), 0, (6, 5), (1, 1)),
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_tensor_reads_its_own_storage_only(layout, bad):
     with pytest.raises(UserError, match="damaged"):
         read_tensors(LAYOUTS[layout](state(w=bad), {"7": FLAT.tobytes()}), "bad.pth")
+
+
+def test_tensors_that_share_their_numbers_are_read_while_they_are_few():
+    same = {f"w{i}": tensor(storage("7", 10), 0, (5, 2), (1, 5)) for i in range(5)}
+    few = dict(list(same.items())[:4])
+    assert len(read_tensors(zipped(state(**few), {"7": FLAT.tobytes()}), "tied.pth")) == 4
+    with pytest.raises(UserError, match="damaged"):
+        read_tensors(zipped(state(**same), {"7": FLAT.tobytes()}), "bad.pth")
+
+
+@pytest.mark.parametrize("member", ["net/data.pkl", "net/data/7"])
+def test_archives_that_are_compressed_encrypted_or_of_no_known_method_are_refused(member):
+    def packed(method, data):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, inside in (("net/data.pkl", GOOD), ("net/data/7", data)):
+                archive.writestr(name, inside, method if name == member else zipfile.ZIP_STORED)
+            where = archive.getinfo(member).header_offset
+        return bytearray(file.getvalue()), where
+
+    plain, where = packed(zipfile.ZIP_STORED, FLAT.tobytes())
+    assert read_tensors(bytes(plain), "net.pth").keys() == {"whole", "turned", "scalar", "none"}
+    in_list = plain.find(b"PK\x01\x02", 0)
+    if member != "net/data.pkl":
+        in_list = plain.find(b"PK\x01\x02", in_list + 1)
+    bad = {"deflated": packed(zipfile.ZIP_DEFLATED, FLAT.tobytes())[0]}
+    bad["a bomb"] = packed(zipfile.ZIP_DEFLATED, bytes(10**7))[0]
+    bad["deflated and damaged"], at = packed(zipfile.ZIP_DEFLATED, FLAT.tobytes())
+    start = at + 30 + len(member)
+    bad["deflated and damaged"][start : start + 8] = b"\xff" * 8
+    for what, at, value in (("encrypted", 8, 1), ("no known method", 10, 77)):
+        bad[what] = bytearray(plain)
+        bad[what][in_list + at] = value
+        bad[what][where + at - 2] = value
+    for what, data in bad.items():
+        with pytest.raises(UserError, match=r"^bad\.pth: (not read|damaged)"):
+            read_tensors(bytes(data), "bad.pth")
+            pytest.fail(what)
 
 
 def test_files_cut_off_or_of_another_kind_are_named():
