@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmx.core.errors import UserError, choose
-from mmx.eval import captions, frechet, images, kernels, manifold, retrieval, sets, stats
+from mmx.eval import captions, frechet, images, kernels, manifold, sets
 from mmx.eval.evaluator import Batch, Evaluator, Scores, mean_of, rows
 from mmx.eval.features import Extractor, as_uint8
 from mmx.pretrained import lpips, networks
@@ -172,32 +172,6 @@ def _perplexity(given: _Given) -> Evaluator:
     )
 
 
-def _nearest(given: _Given) -> Evaluator:
-    """Is it a copy? The rms difference of each image to the nearest `reference`, training images
-    here, by the distance of `retrieval`; `/real_vs_real` is that of images that were not learnt,
-    if `real` are such. A model that copies is below it."""
-    recipe = "rms of 32x32 pixels"
-    needs = ("image", "real", "reference")
-
-    def init():
-        return dict.fromkeys(needs, sets.Features(recipe))
-
-    def update(state, batch):
-        small = {k: retrieval.shrink(rows(batch, k)) for k in needs}
-        return {k: state[k].add(small[k].reshape(len(small[k]), -1)) for k in needs}
-
-    def result(state):
-        shape = (-1, retrieval.SIZE, retrieval.SIZE, 3)
-        image, real, training = (state[k].rows().reshape(shape).astype(np.float32) for k in needs)
-        return {
-            f"nearest_training_image{end}": stats.mean(retrieval.nearest(x, training)[0])
-            for end, x in (("", image), ("/real_vs_real", real))
-        }
-
-    merge = lambda a, b: {k: a[k].merge(b[k]) for k in needs}
-    return Evaluator("nearest_training_image", needs, init, update, merge, result)
-
-
 # Of the metrics that share nothing: name -> what makes it.
 ROW_METRICS: dict[str, Callable[[_Given], Evaluator]] = {
     "psnr": _psnr,
@@ -205,7 +179,6 @@ ROW_METRICS: dict[str, Callable[[_Given], Evaluator]] = {
     "lpips_vgg": _lpips,
     "clip_score": _clip_score,
     "cmmd": _cmmd,
-    "nearest_training_image": _nearest,
     "captions": lambda given: captions.evaluator(),
     "perplexity": _perplexity,
 }

@@ -19,7 +19,7 @@ SMALL = metrics.Embedder(
     lambda x: images.as_float(x)[:, ::8, ::8].reshape(len(x), -1),
     lambda texts: np.stack([np.full(48, len(t)) - 2.0 * np.arange(48) for t in texts]),
 )
-ALL = ("psnr", "ssim", "nearest_training_image", "captions", "perplexity", "clip_score", "cmmd")
+ALL = ("psnr", "ssim", "captions", "perplexity", "clip_score", "cmmd")
 
 
 def pixels(image):
@@ -94,7 +94,7 @@ def test_neither_batches_nor_padding_nor_shards_change_a_result():
         merged = flat(e.result(evaluator.merged(e, states)))
         for name in merged:
             # A bootstrap's interval is drawn by place, and a host's rows lie together.
-            if not name.startswith(("nearest", "cider")) or name.endswith(":0"):
+            if not name.startswith("cider") or name.endswith(":0"):
                 assert merged[name] == pytest.approx(whole[name], rel=1e-9, abs=1e-9), name
 
 
@@ -159,14 +159,6 @@ def test_known_values_of_rows():
     (score,) = metrics.make(("clip_score",), embedder=towards)
     batch = {"image": grey[:3], "text": ["a", "b", "c"]}
     assert evaluator.run([score], [batch])["clip_score_m"].value == pytest.approx(2.5 / 3)
-
-
-def test_a_copy_is_told_by_the_nearest_training_image():
-    rows = table(12)
-    rows["image"] = np.roll(rows["reference"], 1, axis=2)  # a pixel to the side
-    scores = evaluator.run(metrics.make(("nearest_training_image",)), cut(rows, 5))
-    copied = scores["nearest_training_image"].value
-    assert copied < 0.5 * scores["nearest_training_image/real_vs_real"].value
 
 
 def test_a_network_is_asked_once_for_all_its_metrics(tmp_path, monkeypatch):

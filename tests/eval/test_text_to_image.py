@@ -47,10 +47,13 @@ def darker(image_u8):
 
 @pytest.fixture
 def made(monkeypatch):
-    """``made(splits) -> (scores, sections, sizes of what went through the codec)``."""
+    """``made(splits) -> (scores, sections, sizes of what went through the codec)``.
+
+    What is drawn to caption (split, number) is the picture ``instead`` of it.
+    """
     monkeypatch.setattr(text_to_image, "NUM_CAPTIONS", 12)
 
-    def make(splits, evaluators=()):
+    def make(splits, evaluators=(), instead=lambda s, i: (s, i)):
         sizes = []
 
         def reconstruct(image_u8):
@@ -59,7 +62,7 @@ def made(monkeypatch):
             return darker(image_u8), codes.reshape(-1, GRID**2).astype(np.int32)
 
         def draw(captions, seed):
-            place = [tuple(map(int, caption.split())) for caption in captions]
+            place = [instead(*map(int, caption.split())) for caption in captions]
             of = {split.seed: split for split in splits.values()}
             image = np.stack([images.from_uint8(of[s][i]["image"]) for s, i in place])
             codes = np.zeros((len(captions), GRID**2), np.int32)
@@ -87,6 +90,19 @@ def test_scores_are_of_the_whole_images(made):
     assert scores["training_caption_recall/r1_chance"] == pytest.approx(1 / 66)
     assert scores["nearest_training_image/rms"].value < 2e-3
     assert len(sections[0].captions) == 12
+
+
+def test_a_model_that_replays_its_training_images_is_seen(made):
+    """Whatever it is asked for: each drawing is some training image, none is its caption's."""
+    splits = {"train": Split(20, 0), "test": Split(9, 1)}
+    near, apart = (
+        f"nearest_training_image/{name}" for name in ("rms", "rms_between_training_images")
+    )
+    copied, *_ = made(splits, instead=lambda s, i: (s, (i + 1) % 20))
+    assert copied["training_caption_recall/r1"].value < 0.2
+    assert copied[near].high < 2e-3 < copied[apart].low  # 2e-3: what 8 bits round by
+    new, *_ = made(splits, instead=lambda s, i: (1, i % 9))
+    assert new[near].low > 10 * copied[near].high
 
 
 def test_the_training_images_are_found_wherever_their_split_stands_and_untoned_ones_only(made):
