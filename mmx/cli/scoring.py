@@ -5,7 +5,7 @@ at the checkpoint's step, to TensorBoard in RUN/evals/: nothing that training wr
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
@@ -94,14 +94,19 @@ class Scorer:
           Unreadable: the checkpoint cannot be read.
           Interrupted: where `mmx.core.preemption` watches.
         """
+        from mmx.eval.ledger import as_lines
+
         missing = self._missing(step)
         if not missing:
             return
         self._open(step)
         for name in missing:
             scores = self._report() if name == "report" else {}
-            self._ledger.add(step, self.seed, name, self.recipes[name], scores)
-        self._log(step, missing)
+            of = (step, self.seed, name, self.recipes[name], scores)
+            # TensorBoard first: what the ledger has is never computed again, so what ends the
+            # process between the two may leave points twice, but never none.
+            self._log(step, {line["metric"]: line for line in as_lines(*of)})
+            self._ledger.add(*of)
 
     def _open(self, step: int) -> None:
         from mmx.cli.run import load_run
@@ -132,11 +137,10 @@ class Scorer:
             raise UserError(f"{path}: not written ({error.strerror})") from error
         return report.scores
 
-    def _log(self, step: int, evaluators: Sequence[str]) -> None:
+    def _log(self, step: int, new: Mapping[str, Mapping]) -> None:
         from mmx.cli import tensorboard
         from mmx.train.metrics import Writer
 
-        new = {n: s for n, s in self.scores(step).items() if s["evaluator"] in evaluators}
         if self._writer is None:
             folder = self.dir.evals / f"seed{self.seed}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -75,12 +75,20 @@ class Ledger:
     ) -> None:
         """Keep what an evaluator gave, whole or not at all; takes the place of the same before."""
         key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
-        new = [{"step": step, "metric": m, **_plain(s), **key} for m, s in scores.items()]
+        new = as_lines(step, seed, evaluator, recipe, scores)
         # Read again: another machine may have scored another checkpoint meanwhile.
         same = lambda line: line["step"] == step and all(line[k] == v for k, v in key.items())
         self.lines = [line for line in self._read() if not same(line)] + new
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines)
         storage.write(self.file, text)
+
+
+def as_lines(
+    step: int, seed: int, evaluator: str, recipe: str, scores: Mapping[str, Score | float]
+) -> list[dict[str, Any]]:
+    """What :meth:`Ledger.add` keeps, a line a metric."""
+    key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
+    return [{"step": step, "metric": m, **_plain(s), **key} for m, s in scores.items()]
 
 
 def _plain(score: Score | float) -> dict[str, Any]:
