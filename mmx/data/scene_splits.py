@@ -38,23 +38,26 @@ _SHARES = (0.3, 0.55, 0.15)  # of one group, of two groups, of signs: ours
 _COUNTS_OF_TWO = ((1, 1), (1, 2), (2, 1))
 
 
-def broken_rules(scene: Scene) -> set[str]:
-    """The ``heldout_*`` splits whose rule a scene breaks: empty for what may be trained on."""
-    broken = set()
+def broken_rules(scene: Scene) -> dict[str, tuple[str, ...]]:
+    """``heldout_*`` split -> the combination by which a scene breaks its rule.
+
+    Empty for what may be trained on; of two combinations of one split, the first group's.
+    """
+    broken: dict[str, tuple[str, ...]] = {}
     if scene.relation is not None:
         first, second = (group.kind for group in scene.groups)
         if _hash(f"relation {first} {scene.relation} {second}") % 10 == 0:
-            broken.add("heldout_relation")
+            broken["heldout_relation"] = (first, scene.relation, second)
     for group in scene.groups:
         held = _hash(f"background {group.kind}") % len(grammar.BACKGROUNDS)
         if scene.background == grammar.BACKGROUNDS[held]:
-            broken.add("heldout_background")
+            broken.setdefault("heldout_background", (group.kind, scene.background))
         # Never both counts of a kind: else its plural would be in no caption of training.
         draw = _hash(f"count {group.kind}")
         if draw % 4 == 0 and group.count == 2 + draw // 4 % 2:
-            broken.add("heldout_count")
-    if scene.word in heldout_words():
-        broken.add("heldout_word")
+            broken.setdefault("heldout_count", (group.kind,))
+    if scene.word is not None and scene.word in heldout_words():
+        broken["heldout_word"] = (scene.word,)
     return broken
 
 
@@ -85,7 +88,7 @@ def make_scene(split: str, index: int) -> tuple[Scene, np.random.Generator]:
     wanted = {split} if split.startswith("heldout_") else set()
     while True:
         scene = _draw(rng, split)
-        if broken_rules(scene) == wanted:
+        if broken_rules(scene).keys() == wanted:
             return scene, rng
 
 

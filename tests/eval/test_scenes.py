@@ -1,5 +1,6 @@
 """The scorer of scenes: real pictures read right, hand-made ones exactly, others at chance."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -146,6 +147,45 @@ def test_factors_by_hand(said, wrong):
         *(["all"] if wrong else []),
     }
     assert "word" not in right
+
+
+@pytest.mark.parametrize("split", [s for s in scene_splits.SPLITS if "heldout" in s])
+def test_a_heldout_combination_counts_once(split):
+    """Pictures of one combination agree: right for every second combination, the factor's n is
+    that of the combinations."""
+    wanted = [scene_splits.make_scene(split, i)[0] for i in range(120)]
+    groups = [[group.kind for group in scene.groups] for scene in wanted]
+    label = {
+        "heldout_word": lambda scene, kinds: scene.word,
+        "heldout_count": lambda scene, kinds: _held_kind(scene),
+        "heldout_relation": lambda scene, kinds: (*kinds, scene.relation),
+        "heldout_background": lambda scene, kinds: (_held_kind(scene), scene.background),
+    }[split]
+    labels = [label(scene, kinds) for scene, kinds in zip(wanted, groups)]
+    order = list(dict.fromkeys(labels))
+    right = [order.index(name) % 2 == 0 for name in labels]
+    found = [
+        scene_grammar.found(scene) if ok else Found({}, frozenset(), None, None)
+        for scene, ok in zip(wanted, right)
+    ]
+    score = scenes.accuracy(wanted, found)["all"]
+    assert score == scenes.stats.proportion(np.array(right), labels) and score.n == 120
+    if split in ("heldout_word", "heldout_count"):
+        assert len(order) < 30
+        alone = scenes.stats.proportion(np.array(right))
+        assert score.high - score.low > 1.5 * (alone.high - alone.low)
+    # Of the test split no two scenes belong together, equal ones included.
+    plain = scene_splits.make_scene("test", 0)[0]
+    alone = scenes.stats.proportion(np.ones(50))
+    assert scenes.accuracy([plain] * 50, [scene_grammar.found(plain)] * 50)["all"] == alone
+
+
+def _held_kind(scene):
+    """The first kind by which a scene, cut to that kind, is still held out."""
+    for group in scene.groups:
+        alone = dataclasses.replace(scene, groups=(group,), relation=None)
+        if scene_splits.broken_rules(alone):
+            return group.kind
 
 
 def test_a_sign_beside_something_else_is_not_all_right():
