@@ -5,7 +5,7 @@ Ghosh et al. 2023, arXiv:2310.11513):
   - object: the kinds are those asked for, no more and no fewer;
   - count: of each kind asked for, so many as asked;
   - size: of each kind asked for there are some, all of the size asked for;
-  - relation: it holds between the two kinds (scenes with two kinds);
+  - relation: it holds between the two kinds, and no other does (scenes with two kinds);
   - background: its colour;
   - word: every letter of it (scenes with a sign);
   - all: everything above at once.
@@ -51,7 +51,9 @@ def hits(wanted: Scene, found: Found) -> dict[str, bool]:
         right["size"] = all(there[g.kind][1] == {g.size} for g in groups)
     if wanted.relation is not None:
         asked = (groups[0].kind, wanted.relation, groups[1].kind)
-        right["relation"] = asked in found.relations
+        # Two answers to one question are no answer, be one of them right.
+        said = {r for r in found.relations if {r[0], r[2]} == {asked[0], asked[2]}}
+        right["relation"] = said == {asked}
     if wanted.word is not None:
         right["word"] = found.word == wanted.word
     extra = (not groups and found.groups) or (wanted.word is None and found.word is not None)
