@@ -76,19 +76,31 @@ def table(rows: list[dict]) -> str:
     lines = [
         f"Accuracy of the reader on {COUNT} real scenes of the test split, without and with blur "
         "(sigma in 1/32 of the side) and noise (grey levels of 255).",
-        "`shuffled`: the same pictures with the captions of others.",
+        "Captions `of others`: the same readings, asked of a shuffled caption.",
         "",
-        "| pixels | blur | noise | " + " | ".join(factors) + " | CPU ms a picture |",
-        "|---" * (len(factors) + 4) + "|",
+        "| pixels | blur | noise | captions | " + " | ".join(factors) + " | CPU ms a picture |",
+        "|---" * (len(factors) + 5) + "|",
     ]
     for row in rows:
-        cells = [f"{row[factor]:.3f}" for factor in factors]
-        start = f"| {row['pixels']} | {row['blur']} | {row['noise']} | "
-        lines.append(start + " | ".join(cells) + f" | {row['cpu_ms']:.0f} |")
+        askings = {"its own": ""}
         if not row["blur"] and not row["noise"]:
-            cells = [f"{row[f'{factor}_shuffled']:.3f}" for factor in factors]
-            lines.append(f"| {row['pixels']} | shuffled | | " + " | ".join(cells) + " | |")
+            askings["of others"] = "_shuffled"
+        for captions, column in askings.items():
+            cells = [row["pixels"], row["blur"], row["noise"], captions]
+            cells += [f"{row[factor + column]:.3f}" for factor in factors]
+            lines.append(f"| {' | '.join(map(str, cells))} | {row['cpu_ms']:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(rows: list[dict]) -> str:
+    """The table in the docstring of mmx.eval.scenes: the share in which all is right."""
+    columns = ((0, 0), (0.5, 0), (1, 0), (1.5, 0), (0, 40))
+    value = {(row["pixels"], row["blur"], row["noise"]): row["all"] for row in rows}
+    lines = ["pixels   as they are   blur 0.5   blur 1   blur 1.5   noise 40"]
+    for pixels in map(int, scenes.SIZES):
+        shares = [f"{value[pixels, *level]:.3f}" for level in columns]
+        lines.append("{:<12}{:<13}{:<10}{:<10}{:<11}{}".format(pixels, *shares))
+    return "\n".join(lines)
 
 
 def sheet() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
     rows = measure()
     (HERE / "reader.json").write_text(json.dumps(rows, indent=1) + "\n")
     (HERE / "reader.md").write_text(table(rows))
-    print(table(rows))
+    print(table(rows), summary(rows), sep="\n")
 
 
 if __name__ == "__main__":

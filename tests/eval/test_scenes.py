@@ -1,12 +1,14 @@
 """The scorer of scenes: real pictures read right, hand-made ones exactly, others at chance."""
 
 import dataclasses
+import inspect
 import json
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from experiments.scenes import run as experiment
 from mmx.core.errors import UserError
 from mmx.data import scene_draw, scene_grammar, scene_splits
 from mmx.data.scene_draw import Box
@@ -274,6 +276,16 @@ def test_muse_reports_factors_of_scenes_and_recall_of_others(source, monkeypatch
     report = muse_report.report(task, None, 0)
     assert (report.scores == recall) == ("openmoji" in source)
     assert ("factors right 0.50" in report.subtitle) == ("scenes" in source)
+
+
+def test_what_was_measured_is_what_is_said():
+    """The table of the experiment, its JSON, and the extract in the docstring agree."""
+    rows = json.loads((experiment.HERE / "reader.json").read_text())
+    table = (experiment.HERE / "reader.md").read_text()
+    assert table == experiment.table(rows)
+    cells = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    assert len(cells) == 2 + len(rows) + 3 and all(cell.strip() for row in cells for cell in row)
+    assert experiment.summary(rows) in inspect.cleandoc(scenes.__doc__).replace("\n    ", "\n")
 
 
 def test_bad_input():
