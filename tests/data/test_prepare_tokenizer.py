@@ -3,7 +3,6 @@
 import re
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import tensorflow_datasets as tfds
@@ -16,7 +15,7 @@ from mmx.core.run_dir import RunDir
 from mmx.data import tokenizer as tokenizers
 from mmx.data.source import Source
 from mmx.data.text import Tokenizer, train_tokenizer
-from mmx.models.muse.task import MuseTask
+from mmx.models.texts import own_tokenizer
 
 NAMES = ["hot_dog", "cat", "rocket"]
 
@@ -38,8 +37,8 @@ def _muse_tokenizer(root, run_path, data_dir):
     config.data.source, config.data.split = "tfds:labelled", "train"
     config.data.data_dir = data_dir
     run_path.mkdir()
-    task = SimpleNamespace(config=config, run=RunDir(run_path))
-    return MuseTask._load_tokenizer(task), task.run
+    run = RunDir(run_path)
+    return own_tokenizer(config, run), run
 
 
 @pytest.mark.parametrize("by", ["config", "environment"])

@@ -227,7 +227,7 @@ def test_rows_keep_to_the_spec_and_flip_only_where_the_caption_allows(build):
         ({"data.image_size": 36}, r"model.patch=2 does not divide the tokenizer's grid of 9"),
         ({"model.heads": 3}, r"config.model.heads=3 does not divide config.model.width=32"),
         ({"text.heads": 5}, r"config.text.heads=5 does not divide config.text.width=32"),
-        ({"model.activation": "relu"}, r"config.model.activation='relu': use one of gelu, relu2"),
+        ({"model.activation": "relu"}, r"config.model.activation='relu': use one of gelu, "),
         ({"dtype": "float16"}, r"config.dtype='float16'"),
         ({"text.max_len": 3}, r"prompt .* is too long"),  # of the preview, before training
         ({"model.code_width": 0}, r"config.model.code_width=0: must be at least 1 where .*patch=2"),

@@ -139,7 +139,7 @@ def test_asked_to_stop_it_saves_and_says_so(unbroken, tmp_path, number):
     begun, end = next(line for line in second if line["event"] == "start"), second[-1]
     assert -0.1 < begun["time"] - begun["at"] - began < 0.5
     assert sum(end["seconds"].values()) == pytest.approx(end["at"], abs=0.01)
-    assert 0.0 < ended - began - end["at"] < 2.0  # Python's own end is not in it
+    assert 0.0 < ended - began - end["at"] < 5.0  # Python's own end is not in it
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(toy_config, train_toy, tmp_path):
