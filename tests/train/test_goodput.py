@@ -140,14 +140,14 @@ def test_a_run_begun_anew_with_another_config_owes_nothing(toy_config, tmp_path)
     with Goodput() as clock:
         clock.open(run, 0)
         clock.step = 9
-    clock = Goodput()
-    clock.open(open_or_create(run.path, config), 0)
-    assert json.loads(clock._lines[-1])["redo_until"] == 9
+    with Goodput() as clock:
+        clock.open(open_or_create(run.path, config), 0)
+        assert json.loads(clock._lines[-1])["redo_until"] == 9
     with config.unlocked():
         config.optim.lr = 0.5
-    clock = Goodput()
-    clock.open(open_or_create(run.path, config), 0)
-    assert json.loads(clock._lines[-1])["redo_until"] == 0
+    with Goodput() as clock:
+        clock.open(open_or_create(run.path, config), 0)
+        assert json.loads(clock._lines[-1])["redo_until"] == 0
 
 
 def test_a_record_that_cannot_be_written_costs_neither_time_nor_the_run(
