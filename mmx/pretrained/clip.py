@@ -66,6 +66,7 @@ _PIXELS = {
     ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)): "clip",
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "half",
 }
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _RESNET_KEYS = {"image_size", "layers", "width", "patch_size"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
 
@@ -113,6 +114,21 @@ def read_config(repository: Repository) -> Published:
     if image["num_channels"] != 3 or not image.get("vision_use_head", True):
         raise UserError(f"{file}: mmx reads images of 3 channels, and SigLIP with its head")
     activation = choose(f"{file}: hidden_act", _ACTIVATIONS, shared["hidden_act"])
+    sizes = {
+        f"{name}.{field}": part[field]
+        for name, part, more in (
+            ("text_config", text, ("vocab_size", "max_position_embeddings")),
+            ("vision_config", image, ("image_size", "patch_size")),
+        )
+        for field in (*_SIZES, *more)
+    }
+    _check_sizes(file, sizes)
+    if image["image_size"] % image["patch_size"]:
+        raise UserError(
+            f"{file}: vision_config.patch_size={image['patch_size']} does not divide "
+            f"image_size={image['image_size']}: mmx reads towers whose patches fill the image; "
+            "take another of the same kind"
+        )
     is_clip = kind == "clip"
     width = config.get("projection_dim", 512) if is_clip else image["hidden_size"]
     model = dict(
@@ -140,6 +156,16 @@ def read_config(repository: Repository) -> Published:
     )
 
 
+def _check_sizes(file, sizes: Mapping[str, Any]) -> None:
+    """Raises UserError for the first that is no size; names its field."""
+    for field, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise UserError(
+                f"{file}: {field}={value!r}: it has to be a whole number of at least 1; take the "
+                "file as it was published"
+            )
+
+
 def _tower(part: Mapping[str, Any]) -> dict[str, int]:
     return dict(
         width=part["hidden_size"],
@@ -158,6 +184,15 @@ def _open_clip_config(file, config: dict) -> Published:
             f"{file}: of open_clip's models mmx reads the modified ResNets ({unknown or 'a ViT'}); "
             "a ViT is read in the form of transformers, from its config.json"
         )
+    _check_sizes(
+        file,
+        {
+            "model_cfg.embed_dim": model.get("embed_dim"),
+            **{f"model_cfg.vision_cfg.{f}": image.get(f) for f in ("image_size", "width")},
+            **{f"model_cfg.text_cfg.{f}": text.get(f) for f in sorted(_TEXT_KEYS)},
+            **{f"model_cfg.vision_cfg.layers[{i}]": n for i, n in enumerate(image["layers"])},
+        },
+    )
     where = (tuple(pixels.get(name) or ()) for name in ("mean", "std"))
     return Published(
         "open_clip",

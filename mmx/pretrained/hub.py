@@ -9,8 +9,12 @@ from etils.epath import Path
 from mmx.core import storage
 from mmx.core.errors import Unavailable, UserError
 
-# As the hub writes them: owner and name; after @ a branch, tag or commit.
-_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?", re.ASCII)
+# As the hub writes them: owner and name, which neither begin nor end with a sign nor have two in a
+# row ("./clip" is a folder that is not there); after @ a branch, tag or commit.
+_NAME = r"\w(?:[\w.-]*\w)?"
+_ID = re.compile(
+    rf"(?![^@]*(?:--|\.\.))(?P<id>{_NAME}/{_NAME})(?:@(?P<revision>[\w.-]+))?", re.ASCII
+)
 
 
 class Repository:
@@ -65,7 +69,12 @@ class Repository:
         from huggingface_hub import errors
 
         where = dict(repo_id=self._id["id"], filename=name, revision=self._id["revision"])
-        cached = hub.try_to_load_from_cache(**where)
+        try:
+            cached = hub.try_to_load_from_cache(**where)
+        except errors.HFValidationError as error:  # its rules are more than ours above
+            raise UserError(
+                f"{self.source}: no such folder, and no id of the hub ({error})"
+            ) from error
         if cached is not None:  # not a name where the cache knows that there is no such file
             return storage.path(cached) if isinstance(cached, str) else None
         try:

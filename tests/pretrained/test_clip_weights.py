@@ -117,6 +117,11 @@ def test_the_published_configs_are_read_as_they_are(tmp_path):
         (lambda c: [c[p].update(hidden_act="mish") for p in ("text_config", "vision_config")],
          "hidden_act='mish': use one of"),
         (lambda c: c["vision_config"].update(num_channels=1), "3 channels"),
+        (lambda c: c["vision_config"].update(patch_size=5),
+         r"vision_config.patch_size=5 does not divide image_size=16: .* take another"),
+        (lambda c: c["text_config"].update(hidden_size=None), "text_config.hidden_size=None: it"),
+        (lambda c: c["text_config"].update(num_attention_heads=5),
+         r"text.heads=5: does not divide width=16"),
     ],
 )  # fmt: skip
 def test_configs_that_are_not_ours_to_read(tmp_path, change, words):
@@ -125,6 +130,20 @@ def test_configs_that_are_not_ours_to_read(tmp_path, change, words):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):
         load_published(Repository(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["embed_dim", "vision_cfg.width", "vision_cfg.image_size", "text_cfg.context_length"],
+)
+def test_an_open_clip_config_that_lacks_a_size(tmp_path, field):
+    config = json.loads((GOLDENS / "resnet/open_clip_config.json").read_text())
+    part, _, last = f"model_cfg.{field}".rpartition(".")
+    node = functools.reduce(dict.__getitem__, part.split("."), config)
+    del node[last]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"model_cfg\.{field}=None: it has to be a whole number"):
+        read_config(Repository(tmp_path))
 
 
 def test_all_tensors_that_do_not_fit_are_listed(tmp_path):

@@ -65,9 +65,17 @@ def test_what_the_hub_answers_is_told_in_one_line(cache, monkeypatch, status, ki
     assert type(caught.value) is kind and "\n" not in str(caught.value)
 
 
+def test_an_id_that_the_hub_does_not_allow(cache):
+    with pytest.raises(UserError, match=r"^maker/clip\.git: no such folder, and no id of the hub"):
+        Repository("maker/clip.git").find("config.json")
+
+
 def test_neither_a_folder_nor_an_id(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    for source in (str(tmp_path / "none"), str(file), "clip", "a/b/c", ""):
+    for source in (
+        *(str(tmp_path / "none"), str(file), "clip", "a/b/c", ""),
+        *("./nothing", "../nothing", "my--runs/x", "runs/clip.", "runs/.clip"),
+    ):
         with pytest.raises(UserError, match="neither a folder of a published model nor an id"):
             Repository(source)

@@ -19,13 +19,15 @@ from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.siglip_text import SiglipTokenizer
-from mmx.models.clip.model import Clip, make_model
+from mmx.models.clip.model import Clip, make_model, misfit
 from mmx.pretrained.clip import Published, read_config, read_weights
 from mmx.pretrained.hub import Repository
 
 
 def published_model(published: Published, dtype: jnp.dtype = jnp.float32) -> Clip:
-    """The modules of a published config."""
+    """The modules of a published config. Raises UserError for sizes that do not go together."""
+    if problem := misfit(published.model, published.image_size):
+        raise UserError(f"this published config makes no model: {problem[0]}: {problem[1]}")
     start = dict(scale_start=1 / 0.07)  # what the weights replace
     if published.kind == "siglip":
         start["bias_start"] = -10.0
