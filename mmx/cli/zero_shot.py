@@ -1,15 +1,20 @@
-"""``mmx evaluate RUN --zero-shot DATA``: classes told apart by their names alone."""
+"""``mmx evaluate RUN --zero-shot DATA``: classes told apart by their names alone.
 
+The scores go to RUN/evals.jsonl, as the evaluator "zero_shot", and to TensorBoard in RUN/evals/.
+"""
+
+import hashlib
 import json
-from dataclasses import asdict
+import signal
 
 from mmx.cli import arguments
-from mmx.core import storage
+from mmx.core import preemption, storage
 from mmx.core.errors import UserError
-from mmx.core.run_dir import RunDir, parse_run
+from mmx.core.run_dir import RunDir, evaluate_alone, parse_run
 from mmx.models import registry
 
 _MAX_CLASSES = 10_000  # ours
+_NAME, _SEED = "zero_shot", 0  # in the ledger; nothing is drawn
 
 
 def add_arguments(parser) -> None:
@@ -41,6 +46,7 @@ def run(args) -> int:
 
     from mmx.data.source import open_source
     from mmx.eval import zero_shot
+    from mmx.eval.ledger import Ledger, spell
 
     templates = list(zero_shot.TEMPLATES)
     if args.templates:
@@ -62,17 +68,7 @@ def run(args) -> int:
     else:
         given = [name.replace("_", " ") for name in names]
 
-    from mmx.cli.backend import start_jax
-    from mmx.cli.run import load_run
-    from mmx.train.metrics import Writer
-
-    start_jax()
-    opened = load_run(run_dir.path, step)
-    embedder = opened.task.embedding(opened)
-    class_CE = zero_shot.class_embeddings(embedder.texts, given, templates)
-    image_NE, feature_ND = embedder.split(source, len(source))
-    scores = zero_shot.accuracy(image_NE @ class_CE.T, labels(len(source)))
-    scores = {f"zero_shot/{name}": score for name, score in scores.items()}
+    learned = None
     if args.probe:
         learned = open_source(args.zero_shot, args.probe, data_dir)
         there, known = _labels(learned, args.zero_shot)
@@ -81,37 +77,62 @@ def run(args) -> int:
                 f"--probe={args.probe}: its classes are not those of {split} "
                 f"({len(there)} and {len(names)})"
             )
-        _, train_ND = embedder.split(learned, len(learned))
-        classify = zero_shot.fit_probe(train_ND, known(len(learned)), len(names))
-        found = zero_shot.accuracy(classify(feature_ND), labels(len(source)))
-        scores |= {f"linear_probe/{name}": score for name, score in found.items()}
-    record = {
-        "step": step,
-        "data": args.zero_shot,
-        "split": split,
-        "examples": len(source),
-        "classes": len(names),
-        "templates": templates,
-        "scores": {n: s if isinstance(s, float) else asdict(s) for n, s in scores.items()},
-    }
-    file = _keep(run_dir, record)
-    writer = Writer(run_dir.path)
-    tag = f"{args.zero_shot.partition(':')[2]}/{split}"
-    writer.scalars(step, {f"{tag}/{n}": getattr(s, "value", s) for n, s in scores.items()})
-    writer.close()
+    # What the scores depend on besides the checkpoint: with another choice they are other scores.
+    prompts = hashlib.sha256(json.dumps([given, templates]).encode()).hexdigest()[:8]
+    recipe = f"{args.zero_shot} {split} ({source.info.fingerprint[:8]}), prompts {prompts}"
+    recipe += f", probe of {args.probe}" if args.probe else ""
+    ledger = Ledger(run_dir.evals_file)
+    if not ledger.has(step, _SEED, _NAME, recipe):
+
+        def scores(opened):
+            embedder = opened.task.embedding(opened)
+            class_CE = zero_shot.class_embeddings(embedder.texts, given, templates)
+            image_NE, feature_ND = embedder.split(source, len(source))
+            truth_N = labels(len(source))
+            found = {"zero_shot": zero_shot.accuracy(image_NE @ class_CE.T, truth_N)}
+            if learned is not None:
+                _, train_ND = embedder.split(learned, len(learned))
+                classify = zero_shot.fit_probe(train_ND, known(len(learned)), len(names))
+                found["linear_probe"] = zero_shot.accuracy(classify(feature_ND), truth_N)
+            return {f"{of}/{name}": score for of in found for name, score in found[of].items()}
+
+        _score(run_dir, step, ledger, recipe, scores, f"{source.info.name}/{split}")
+    scores = ledger.scores(step, _SEED, {_NAME: recipe})
     width = max(map(len, scores))
-    for name, score in scores.items():
-        print(f"{name.ljust(width)}  {score:.4g}")
-    print(f"{len(source)} images of {args.zero_shot} {split}, {len(names)} classes; {file}")
+    for name, line in scores.items():
+        print(f"{name.ljust(width)}  {spell(line)}")
+    print(
+        f"{len(source)} images of {args.zero_shot} {split}, {len(names)} classes; "
+        f"{run_dir.evals_file}"
+    )
     return 0
 
 
-def _keep(run_dir: RunDir, record: dict):
-    """Add a line to RUN/zero_shot.jsonl -> the file."""
-    file = run_dir.path / "zero_shot.jsonl"
-    before = storage.read_text(file) if file.is_file() else ""
-    storage.write(file, before + json.dumps(record) + "\n")
-    return file
+def _score(run_dir: RunDir, step: int, ledger, recipe: str, scores, tag: str) -> None:
+    """Compute scores and keep them, as `mmx.cli.scoring` does: nothing that training writes.
+
+    Args:
+      scores: an open run -> metric -> score.
+      tag: before the metrics' names in TensorBoard.
+    """
+    from mmx.cli import tensorboard
+    from mmx.cli.backend import start_jax
+    from mmx.cli.run import load_run
+    from mmx.train.metrics import Writer
+
+    start_jax()
+    with evaluate_alone(run_dir), preemption.watch((signal.SIGTERM,)):
+        try:
+            found = scores(load_run(run_dir.path, step))
+        except preemption.Interrupted:
+            raise preemption.Preempted("stopped before the scores were there") from None
+        ledger.add(step, _SEED, _NAME, recipe, found)
+        folder = run_dir.evals / _NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = Writer(folder)
+        lines = ledger.scores(step, _SEED, {_NAME: recipe})
+        tensorboard.write_scores(writer, step, {f"{tag}/{n}": line for n, line in lines.items()})
+        writer.close()
 
 
 def _check_apart(probe: str, split: str) -> None:

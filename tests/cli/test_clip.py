@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmx.cli.main import main
 from mmx.cli.scoring import Scorer
-from mmx.core.run_dir import RunDir
+from mmx.core.run_dir import RunDir, evaluate_alone
 from mmx.eval.png import read_metadata, save_image
 
 
@@ -63,20 +63,38 @@ def colours(folder, count=12):
             Image.fromarray(image).save(folder / name / f"{i}.png")
 
 
-def test_zero_shot_and_probe_on_a_folder(own, tmp_path, capsys):
+def test_zero_shot_and_probe_on_a_folder(own, tmp_path, capsys, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     colours(tmp_path / "colours")
     data = str(tmp_path / "data")
     command = ["prepare", "folder", str(tmp_path / "colours"), "--name", "colours", "--size", "32"]
     assert main([*command, "--test-share", "0.4", "--data_dir", data]) == 0
     zero_shot = ["evaluate", str(own), "--zero-shot", "tfds:colours", "--data_dir", data]
     capsys.readouterr()
+    before = sorted(own.glob("events*"))
     assert main([*zero_shot, "--probe", "train"]) == 0
     out = capsys.readouterr().out
     assert "zero_shot/top1" in out and "linear_probe/top1" in out and "2 classes" in out
-    (record,) = map(json.loads, (own / "zero_shot.jsonl").read_text().splitlines())
-    assert record["classes"] == 2 and record["scores"]["zero_shot/chance"] == 0.5
-    probe = record["scores"]["linear_probe/top1"]
-    assert probe["value"] == 1 and probe["n"] == record["examples"] >= 4
+    lines = [json.loads(line) for line in (own / "evals.jsonl").read_text().splitlines()]
+    assert {(line["step"], line["evaluator"]) for line in lines} == {(20, "zero_shot")}
+    scores = {line["metric"]: line for line in lines}
+    assert scores["zero_shot/chance"]["value"] == 0.5
+    probe = scores["linear_probe/top1"]
+    assert probe["value"] == 1 and probe["n"] >= 4
+    # Training's own events are as they were; once scored, it is not done again.
+    assert sorted(own.glob("events*")) == before
+    events = EventAccumulator(str(own / "evals/zero_shot"))
+    events.Reload()
+    (event,) = events.Scalars("scores/colours/test/linear_probe/top1")
+    assert (event.step, event.value) == (20, 1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmx.cli.zero_shot._score", lambda *_: pytest.fail("scored again"))
+        assert main([*zero_shot, "--probe", "train"]) == 0
+    assert capsys.readouterr().out == out
+    with evaluate_alone(RunDir(own)):
+        assert main([*zero_shot]) == 2
+    assert "another `mmx evaluate` is at work" in capsys.readouterr().err
 
     def refused(*args):
         assert main([*zero_shot, *args]) == 2
