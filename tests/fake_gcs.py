@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -64,6 +65,21 @@ class FakeGcs:
         return {"kind": "storage#object", "bucket": bucket, "name": name, "md5Hash": md5,
                 "size": str(len(content)), "generation": str(generation), "metageneration": "1",
                 "updated": now, "timeCreated": now}  # fmt: skip
+
+
+def fail(status, pattern, times=10**9, seconds=0.0):
+    """For ``FakeGcs.trouble``: answer the first requests that match with a status."""
+    left = [times]
+
+    def trouble(request):
+        if re.search(pattern, request) and left[0] > 0:
+            left[0] -= 1
+            time.sleep(seconds)
+            return status
+        return None
+
+    trouble.left = left
+    return trouble
 
 
 class _Server(ThreadingHTTPServer):

@@ -3,11 +3,10 @@
 import signal
 import sys
 import time
-from pathlib import Path
 
 from mmx.cli import arguments, zero_shot
 from mmx.cli.scoring import Scorer
-from mmx.core import commands, preemption
+from mmx.core import commands, preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, evaluate_alone, parse_run
 
@@ -185,11 +184,7 @@ class _Follower:
 def _state(run_dir: RunDir, step: int) -> tuple:
     """What changes when files of a checkpoint do, or which ones there are to average with it."""
     folder, before = run_dir.checkpoints / str(step), [s for s in run_dir.steps() if s < step]
-    try:
-        files = [p.stat() for p in Path(folder).rglob("*") if p.is_file()]
-    except OSError:
-        return ()
-    return before, [(file.st_size, file.st_mtime_ns) for file in files]
+    return before, storage.versions(folder)
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ import errno
 import importlib.util
 import logging
 import os
+import pathlib
 import random
 import re
 import secrets
@@ -119,6 +120,20 @@ def sizes(folder: "epath.Path") -> dict[str, int]:
         return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
     with os.scandir(folder) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def versions(folder: "epath.Path") -> dict[str, tuple]:
+    """Each file below a folder -> what changes when it is written anew; {} when there is none."""
+    if is_remote(folder):
+        found = _store().find(os.fspath(folder).removeprefix("gs://"), detail=True)
+        return {name: (entry["size"], entry.get("generation")) for name, entry in found.items()}
+    out = {}
+    for file in pathlib.Path(folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+            if file.is_file():
+                stat = file.stat()
+                out[str(file)] = (stat.st_size, stat.st_mtime_ns)
+    return out
 
 
 def read_bytes(file: "epath.Path") -> bytes:

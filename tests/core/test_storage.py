@@ -1,6 +1,7 @@
 """Local files: whole or absent. (Buckets: tests/train/test_bucket.py.)"""
 
 import errno
+import os
 
 import pytest
 
@@ -94,3 +95,19 @@ def test_paths_are_made_whole():
     assert str(storage.absolute("gs://bucket/run")) == "gs://bucket/run"
     assert str(storage.normal("new/../old")) == "old"
     assert storage.absolute("old").is_absolute()
+
+
+def test_what_changes_below_a_folder_is_seen(tmp_path):
+    folder = storage.path(tmp_path) / "8"
+    assert storage.versions(folder) == {}
+    file = folder / "model" / "d" / "0"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half")
+    half = storage.versions(folder)
+    assert [name.rpartition("/8/")[2] for name in half] == ["model/d/0"]
+    assert storage.versions(folder) == half
+    os.utime(file, ns=(0, 1))
+    touched = storage.versions(folder)
+    file.write_bytes(b"whole")
+    os.utime(file, ns=(0, 1))
+    assert half != touched != storage.versions(folder)

@@ -9,6 +9,7 @@ import importlib.util
 import re
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ import tiny_tfds
 import toy
 from conftest import read_scalars, training
 from etils.epath import gpath
-from fake_gcs import FakeGcs
+from fake_gcs import FakeGcs, fail
 
-from mmx.cli import backend, main
+from mmx.cli import backend, evaluate, main
 from mmx.core import exits, storage, tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, check_workdir, parse_run
@@ -26,7 +27,7 @@ from mmx.data import openmoji, source
 from mmx.eval.png import read_metadata, save_image
 from mmx.models import stages
 from mmx.train import bucket_events
-from mmx.train.checkpoint import Checkpoints
+from mmx.train.checkpoint import Checkpoints, Unreadable
 from mmx.train.metrics import Writer
 from mmx.train.start import read_weights
 
@@ -40,9 +41,8 @@ def server():
     patch.setenv("STORAGE_EMULATOR_HOST", server.url)  # gcsfs, google-cloud-storage
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
     patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore's
-    patch.setenv(
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-    )  # else it asks gRPC what bucket it is
+    # Else it asks gRPC what bucket it is.
+    patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     yield server
     server.close()
     patch.undo()
@@ -61,21 +61,6 @@ def bucket(server, monkeypatch):
     monkeypatch.setattr(storage, "_FIRST_WAIT", 0.001)
     yield server
     server.trouble = lambda request: None
-
-
-def fail(status, pattern, times=10**9, seconds=0.0):
-    """For ``FakeGcs.trouble``: answer the first requests that match with a status."""
-    left = [times]
-
-    def trouble(request):
-        if re.search(pattern, request) and left[0] > 0:
-            left[0] -= 1
-            time.sleep(seconds)
-            return status
-        return None
-
-    trouble.left = left
-    return trouble
 
 
 def scalars(bucket, folder, prefix="run/") -> dict:
@@ -172,6 +157,19 @@ def test_a_bucket_that_refuses_counts_no_save_as_unfinished(bucket, trained):
     with pytest.raises(Exception, match=r"403|Forbidden"):
         Checkpoints("gs://bucket/run/checkpoints")
     assert not bucket.names("run/broken") and bucket.objects == trained
+
+
+def test_following_looks_again_at_a_checkpoint_whose_files_changed(bucket):
+    run, file = RunDir("gs://bucket/run"), "run/checkpoints/8/model/d/0"
+    bucket.put("bucket", "run/checkpoints/8/commit_success.txt", b"")
+    score = Mock(side_effect=Unreadable("half"))
+    scorer = SimpleNamespace(dir=run, score=score, is_complete=lambda step: False)
+    follower = evaluate._Follower(scorer, waits=True)
+    for content, tries in ((b"half", 1), (None, 1), (b"all!", 2)):
+        if content:
+            bucket.put("bucket", file, content)
+        list(map(follower._try, follower._open()))
+        assert score.call_count == tries, content
 
 
 def test_a_broken_checkpoint_is_moved_aside(bucket, trained, toy_config, train_toy, capsys):
