@@ -236,7 +236,7 @@ def _columns(runs, scorers, originals=None, prompts=(), seed=0) -> list["Column"
     from mmx.cli.run import load_run
     from mmx.core.progress import Progress
     from mmx.eval.comparison import Column
-    from mmx.eval.images import to_uint8
+    from mmx.eval.images import finite, to_uint8
 
     columns = []
     progress = Progress(sum(len(r.steps) for r in runs), "compare", every=1)
@@ -250,7 +250,8 @@ def _columns(runs, scorers, originals=None, prompts=(), seed=0) -> list["Column"
                     start_jax()
                 opened = opened.at(step) if opened else load_run(r.dir.path, step)
             if prompts:
-                image_u8 = to_uint8(opened.draw(prompts, "", opened.options(), seed)["image"])
+                drawn = opened.draw(prompts, "", opened.options(), seed)["image"]
+                image_u8 = to_uint8(finite(drawn))  # a broken checkpoint is grey beside the others
             elif originals is not None:
                 image_u8 = pictures.rebuilt(opened, originals)
             columns.append(Column(r.name, step, scorer.scores(step), image_u8))

@@ -24,7 +24,7 @@ def rebuilt(opened: "Run", image_u8: "np.ndarray") -> "np.ndarray":
     """uint8 [n, H, W, 3] through an image tokenizer -> uint8 of the same shape."""
     import numpy as np
 
-    from mmx.eval.images import to_uint8
+    from mmx.eval.images import finite, to_uint8
 
     rebuild = opened.task.reconstruct(opened.mesh)
-    return to_uint8(np.asarray(rebuild(opened.params, opened.extra, image_u8)[0]))
+    return to_uint8(finite(np.asarray(rebuild(opened.params, opened.extra, image_u8)[0])))

@@ -42,6 +42,11 @@ def as_float(images: np.ndarray) -> np.ndarray:
     return np.clip(np.asarray(images, np.float32), -1, 1)
 
 
+def finite(image: np.ndarray) -> np.ndarray:
+    """An image in [-1, 1] of a model that may be broken: grey for nan, the ends for infinities."""
+    return np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=-1.0)
+
+
 def psnr(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each image in dB, [B]: 10 log10(4 / mse), peak 2.
 

@@ -34,7 +34,7 @@ from mmx.eval import evaluator, scene_reader, stats
 from mmx.eval import images as image_scores
 from mmx.eval.evaluator import Evaluator
 from mmx.eval.grid import Section
-from mmx.eval.text_to_image import COLUMNS, Model, decoding_row, set_batches
+from mmx.eval.text_to_image import COLUMNS, Model, decoding_row, draw, set_batches
 
 DRAWN = 256  # examples of the test split that a report draws, and of each held-out split: ours
 FACTORS = ("object", "count", "size", "relation", "background", "word", "all")
@@ -184,9 +184,8 @@ def report(
             )
         asked = [examples[int(i)] for i in chosen]
         captions = [example["text"] for example in asked]
-        drawn = model.draw(captions, seed)
-        # A broken model scores badly, it does not stop.
-        image = np.nan_to_num(drawn["image"])
+        drawn, out[f"{split}/not_finite"] = draw(model, captions, seed)
+        image = drawn["image"]
         image_u8 = np.stack([example["image"] for example in asked])
         recon, _ = model.reconstruct(image_u8)
         through_codec = accuracy(

@@ -92,7 +92,7 @@ def report(
     chosen = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
     true = train[chosen]
     captions = [seen["train"].records[i]["text"] for i in true]
-    drawn = model.draw(captions, seed)
+    drawn, scores["not_finite"] = draw(model, captions, seed)
     reconstructed = reconstruct(model, splits["train"], true)
     scores |= retrieval.caption_recall(
         drawn["image"], reconstructed, first + chosen, np.concatenate(gallery)
@@ -131,6 +131,14 @@ def report(
     return scores, sections
 
 
+def draw(model: Model, captions: Sequence[str], seed: int) -> tuple[dict, stats.Score]:
+    """What the model draws, grey where it is not finite, and the share of drawings in which it was
+    not: a broken model scores badly, it does not stop what scores the checkpoints after it."""
+    drawn = model.draw(captions, seed)
+    whole = np.isfinite(drawn["image"]).all((1, 2, 3))
+    return drawn | {"image": image_scores.finite(drawn["image"])}, stats.proportion(~whole)
+
+
 def set_batches(
     model: Model,
     drawn: np.ndarray,
@@ -147,7 +155,7 @@ def set_batches(
     for start in range(0, len(drawn), model.batch_size):
         rows = slice(start, start + model.batch_size)
         yield {
-            "image": np.nan_to_num(drawn[rows]),  # a broken model scores badly, it does not stop
+            "image": drawn[rows],
             "real": load(true[rows]),
             "reference": load(reference[rows]),
             "text": list(captions[rows]),
@@ -203,10 +211,12 @@ def held_out_tones(
     small = np.concatenate([seen["train"].small, seen[HELD_OUT].small])
     asked = tone.questions(small, records)
     captions = [records[i]["text"] for i in asked.true_Q]
-    drawn = model.draw(captions, seed)["image"]
+    drawn, not_finite = draw(model, captions, seed)
+    drawn = drawn["image"]
     # What is asked was never trained on, so it lies behind the training split.
     reconstructed = reconstruct(model, held_out, asked.true_Q - len(seen["train"].records))
     scores = tone.tone_match(drawn, reconstructed, asked, small, records)
+    scores["not_finite"] = not_finite
     show = np.random.default_rng(seed + 2).permutation(len(captions))[: 3 * COLUMNS]
     section = Section(
         image_scores.to_uint8(drawn[show]),
@@ -225,7 +235,7 @@ def decoding_row(model: Model, drawn: dict, captions: Sequence[str], which: int)
     # Hidden codes have no picture of their own; they are covered by the grid's grey.
     image = model.decode(np.where(is_masked_RS, drawn["codes"][which], frames_RS))
     return decoding_section(
-        image_scores.to_uint8(image),
+        image_scores.to_uint8(image_scores.finite(image)),
         captions[which],
         COLUMNS,
         is_masked_RS.reshape(-1, model.grid, model.grid),

@@ -49,11 +49,12 @@ def darker(image_u8):
 def made(monkeypatch):
     """``made(splits) -> (scores, sections, sizes of what went through the codec)``.
 
-    What is drawn to caption (split, number) is the picture ``instead`` of it.
+    What is drawn to caption (split, number) is the picture ``instead`` of it; of that the first
+    ``broken`` drawings have one pixel of nan, infinity or nothing else.
     """
     monkeypatch.setattr(text_to_image, "NUM_CAPTIONS", 12)
 
-    def make(splits, evaluators=(), instead=lambda s, i: (s, i)):
+    def make(splits, evaluators=(), instead=lambda s, i: (s, i), broken=0):
         sizes = []
 
         def reconstruct(image_u8):
@@ -65,10 +66,13 @@ def made(monkeypatch):
             place = [instead(*map(int, caption.split())) for caption in captions]
             of = {split.seed: split for split in splits.values()}
             image = np.stack([images.from_uint8(of[s][i]["image"]) for s, i in place])
+            image[:broken:3, 0, 0], image[1:broken:3] = np.nan, np.inf
+            image[2:broken:3] = np.nan
             codes = np.zeros((len(captions), GRID**2), np.int32)
             return {"image": image, "codes": codes, "trace": np.stack([codes, codes], 1)}
 
-        decode = lambda codes: np.zeros((len(codes), SIZE, SIZE, 3), np.float32)
+        shade = np.nan if broken else 0
+        decode = lambda codes: np.full((len(codes), SIZE, SIZE, 3), shade, np.float32)
         model = text_to_image.Model(draw, reconstruct, decode, CODES, GRID, batch_size=16)
         return *text_to_image.report(model, splits, 0, evaluators), sizes
 
@@ -103,6 +107,22 @@ def test_a_model_that_replays_its_training_images_is_seen(made):
     assert copied[near].high < 2e-3 < copied[apart].low  # 2e-3: what 8 bits round by
     new, *_ = made(splits, instead=lambda s, i: (1, i % 9))
     assert new[near].low > 10 * copied[near].high
+
+
+def test_a_model_of_nan_scores_badly_and_does_not_stop(made):
+    splits = {"train": Split(30, 0), "test": Split(9, 1)}
+    metric = metrics.make(("psnr",))
+    whole, *_ = made(splits, metric)
+    assert whole["not_finite"].value == 0
+    for broken in (5, 12):
+        scores, sections, _ = made(splits, metric, broken=broken)
+        assert scores["not_finite"].value == broken / 12 and scores["not_finite"].n == 12
+        assert scores["psnr"].value < whole["psnr"].value
+        assert (
+            scores["nearest_training_image/rms"].value > whole["nearest_training_image/rms"].value
+        )
+        assert all(section.images.dtype == np.uint8 for section in sections)
+    assert scores["training_caption_recall/r1"].value < 0.7
 
 
 def test_the_training_images_are_found_wherever_their_split_stands_and_untoned_ones_only(made):

@@ -194,3 +194,8 @@ def test_evaluating_is_deterministic_and_covers_every_example(build, monkeypatch
     splits = ("train", "train_toned", "test")
     assert [report.scores[f"{split}/psnr"].n for split in splits] == [9] * 3
     assert len(report.info["prompts"]) == 11 and "us" in report.credit
+
+    # A diverged checkpoint scores badly; it stops nothing.
+    nan = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    broken = task.report(SimpleNamespace(params=nan, extra=extra, mesh=mesh), seed=0)
+    assert broken.scores["test/psnr"].value < report.scores["test/psnr"].value
