@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image, ImageFilter
 
 from mmx.core.errors import UserError, choose
 from mmx.eval import captions, frechet, images, kernels, manifold, sets
 from mmx.eval.evaluator import Batch, Evaluator, Scores, mean_of, rows
-from mmx.eval.features import Extractor, as_uint8
+from mmx.eval.features import Extractor, InBatches, as_uint8
 from mmx.pretrained import lpips, networks
 from mmx.pretrained.networks import NETWORKS
 from mmx.pretrained.weights import weights_file
@@ -127,11 +126,10 @@ def _ssim(given: _Given) -> Evaluator:
 
 
 def _lpips(given: _Given) -> Evaluator:
-    weights = networks.load("lpips_vgg", given.data_dir)
-    fn = jax.jit(lpips.distance)
+    fn = InBatches(lpips.distance, networks.load("lpips_vgg", given.data_dir))
 
     def score(real, image):
-        return np.asarray(fn(weights, images.as_float(real), images.as_float(image)))
+        return fn(images.as_float(real), images.as_float(image))
 
     return mean_of("lpips_vgg", ("real", "image"), score)
 

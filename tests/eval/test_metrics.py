@@ -1,5 +1,7 @@
 """The metrics by name: batches, padding and shards change nothing, controls are always beside."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -171,6 +173,23 @@ def test_a_network_is_asked_once_for_all_its_metrics(tmp_path, monkeypatch):
     rows = table(7, 20)
     state = made[1].update(made[1].init(), rows)
     assert state["blurred"].n == 7 and state["image"].parts[0].shape == (7, 1280)
+
+
+def test_lpips_runs_in_float32_and_is_compiled_once(monkeypatch):
+    traced = []
+
+    def distance(weights, a, b):
+        traced.append((jax.config.jax_default_matmul_precision, a.shape))
+        return weights * jnp.abs(a - b).mean((1, 2, 3))
+
+    monkeypatch.setattr("mmx.eval.features._AT_ONCE", 1)
+    monkeypatch.setattr(metrics.lpips, "distance", distance)
+    monkeypatch.setattr(metrics.networks, "load", lambda *args: np.float32(3))
+    rows = table(11)
+    scores = evaluator.run(metrics.make(("lpips_vgg",)), cut(rows, 9))
+    a, b = (images.as_float(rows[name]) for name in ("real", "image"))
+    assert scores["lpips_vgg"].value == pytest.approx(3 * np.abs(a - b).mean(), rel=1e-5)
+    assert traced == [("highest", (len(jax.devices()), 32, 32, 3))]
 
 
 def test_the_blur_is_a_gaussian_of_a_32nd_of_the_width():
