@@ -55,17 +55,7 @@ def convert(
             shapes[f"{part.conv}.weight"] = part.shape
             shapes |= {f"{part.norm}.{name}": part.shape[:1] for name in _NORM}
     given = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in given]
-    for name, tensor in given.items():
-        if name not in shapes:
-            problems.append(f"extra: {name} {tensor.shape}")
-        elif tensor.shape != shapes[name]:
-            problems.append(f"misshapen: {name} is {tensor.shape}, not {shapes[name]}")
-    if problems:
-        raise UserError(
-            f"{file}: not the weights of this network, {len(problems)} of its tensors:\n  "
-            + "\n  ".join(problems)
-        )
+    check_shapes(given, shapes, file)
     flat = {}
     for path, part in plan.items():
         if isinstance(part, Dense):
@@ -78,6 +68,23 @@ def convert(
         flat[f"{path}/kernel"] = np.ascontiguousarray(kernel, np.float32)
         flat[f"{path}/bias"] = np.ascontiguousarray(bias, np.float32)
     return tree.unflatten(flat)
+
+
+def check_shapes(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], file: str
+) -> None:
+    """Raises UserError that lists all tensors that are missing, extra or of another shape."""
+    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            problems.append(f"extra: {name} {tensor.shape}")
+        elif tensor.shape != shapes[name]:
+            problems.append(f"misshapen: {name} is {tensor.shape}, not {shapes[name]}")
+    if problems:
+        raise UserError(
+            f"{file}: not the weights of this network, {len(problems)} of its tensors:\n  "
+            + "\n  ".join(problems)
+        )
 
 
 _NORM = ("weight", "bias", "running_mean", "running_var")

@@ -13,28 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmx.core.errors import UserError
-from mmx.pretrained.vgg import layers_of, vgg_features
+from mmx.pretrained.convolutions import check_shapes
+from mmx.pretrained.vgg import layers_of, vgg16_shapes, vgg_features
 
 _CHANNELS = (64, 128, 256, 512, 512)  # of the layers that are compared
-_WIDTHS = [64, 64, 128, 128, *[256] * 3, *[512] * 6]  # of all convolutions
 
 
 def convert(vgg: Mapping[str, np.ndarray], heads: Mapping[str, np.ndarray], file: str) -> dict:
     """{"vgg": torchvision's names -> tensors, "heads": {"0": [C], ...}}.
 
     Raises:
-      UserError: not a plain vgg16, or no heads of LPIPS for it.
+      UserError: not a plain vgg16 (lists what of it is missing, extra or of another shape), or no
+        heads of LPIPS for it.
     """
-    layers, _ = layers_of(vgg, file)
-    if [len(layer["bias"]) for layer in layers] != _WIDTHS:
-        raise UserError(f"{file}: not torchvision's vgg16")
+    vgg = {name: tensor for name, tensor in vgg.items() if name.startswith("features.")}
+    check_shapes(vgg, vgg16_shapes(), file)
     found = {}
     for i, channels in enumerate(_CHANNELS):
         head = heads.get(f"lin{i}.model.1.weight")
         if head is None or head.shape != (1, channels, 1, 1):
             raise UserError(f"no linear heads of LPIPS for VGG in the package: lin{i}")
         found[str(i)] = head.reshape(channels)
-    return {"vgg": {k: v for k, v in vgg.items() if k.startswith("features.")}, "heads": found}
+    return {"vgg": vgg, "heads": found}
 
 
 def distance(weights: dict, a_BHWC: jax.Array, b_BHWC: jax.Array) -> jax.Array:

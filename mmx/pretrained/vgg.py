@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmx.core import storage
 from mmx.core.errors import UserError
+from mmx.pretrained.convolutions import check_shapes
 
 # ImageNet statistics of torchvision's VGG, for images in [0, 1].
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -52,10 +53,17 @@ def layers_of(
     numbers = sorted(
         int(m.group(1)) for name in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", name))
     )
-    if not numbers or tensors[f"features.{numbers[0]}.weight"].shape[1] != 3:
+    if not numbers or tensors[f"features.{numbers[0]}.weight"].shape[1:2] != (3,):
         raise UserError(f"{path}: no features.N.weight of a VGG on 3 channels in it")
     if any(tensors[f"features.{n}.weight"].ndim != 4 for n in numbers):
         raise UserError(f"{path}: a VGG with batch norm; give the plain vgg16")
+    shapes, channels = {}, 3
+    for n in numbers:
+        out = len(tensors[f"features.{n}.weight"])
+        shapes |= {f"features.{n}.weight": (out, channels, 3, 3), f"features.{n}.bias": (out,)}
+        channels = out
+    given = {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
+    check_shapes(given, shapes, f"{path}")
     layers, pools, previous = [], [], None
     for n in numbers:
         kernel = tensors[f"features.{n}.weight"].transpose(2, 3, 1, 0)
@@ -68,6 +76,18 @@ def layers_of(
 
 # Channels of torchvision's vgg16; 0 is a max-pool (arXiv 1409.1556 table 1, D).
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+
+
+def vgg16_shapes() -> dict[str, tuple[int, ...]]:
+    """The convolutions of torchvision's vgg16: name -> shape. Each and its relu are numbered."""
+    shapes, number, before = {}, 0, 3
+    for channels in _VGG16:
+        if channels:
+            shapes[f"features.{number}.weight"] = (channels, before, 3, 3)
+            shapes[f"features.{number}.bias"] = (channels,)
+            before = channels
+        number += 2 if channels else 1
+    return shapes
 
 
 def abstract_vgg16() -> tuple[list[dict[str, jax.ShapeDtypeStruct]], tuple[bool, ...]]:

@@ -146,9 +146,14 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path):
             networks.prepare(name, tmp_path, given)
     with pytest.raises(UserError, match="mmx prepare features mobilenetv2 --data_dir"):
         networks.load("mobilenetv2", tmp_path)
-    with pytest.raises(UserError, match="not torchvision's vgg16"):
-        lpips.convert({"features.0.weight": np.zeros((4, 3, 3, 3), np.float32),
-                       "features.0.bias": np.zeros(4, np.float32)}, {}, "x")  # fmt: skip
+    vgg = inputs.vgg16() | {"classifier.0.bias": np.zeros(2), "features.1.bias": np.zeros(2)}
+    del vgg["features.5.bias"]
+    vgg["features.7.weight"] = np.zeros((128, 128, 1, 1), np.float32)
+    with pytest.raises(UserError, match=r"^x: not the weights.*, 3 of its tensors") as caught:
+        lpips.convert(vgg, inputs.lpips_heads(), "x")
+    for line in ("missing: features.5.bias (128,)", "extra: features.1.bias (2,)",
+                 "misshapen: features.7.weight is (128, 128, 1, 1)"):  # fmt: skip
+        assert line in str(caught.value)
     with pytest.raises(UserError, match="no linear heads"):
         lpips.convert(inputs.vgg16(), {}, "x")
     assert not (tmp_path / "weights").exists()

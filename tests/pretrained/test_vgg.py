@@ -98,4 +98,11 @@ def test_mistakes_are_named_and_nothing_is_kept(tmp_path):
     save_file(tiny_vgg(**{"features.1.weight": np.ones(4, np.float32)}), file)
     with pytest.raises(UserError, match="batch norm"):
         keep_vgg(file, kept)
+    tensors = tiny_vgg(**{"features.2.weight": np.zeros((4, 5, 3, 3), np.float32)})
+    del tensors["features.5.bias"]
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"bad\.safetensors: not the weights.*, 2 of") as caught:
+        keep_vgg(file, kept)
+    assert "missing: features.5.bias (6,)" in str(caught.value)
+    assert "features.2.weight is (4, 5, 3, 3), not (4, 4, 3, 3)" in str(caught.value)
     assert not kept.exists()
