@@ -152,5 +152,7 @@ class Scorer:
         self._writer.sync()
 
     def close(self) -> None:
+        """Let go of the file and of the weights: another run's may need the device's memory."""
         if self._writer:
             self._writer.close()
+        self._opened = self._writer = None

@@ -37,6 +37,18 @@ def points(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
+def test_a_closed_scorer_holds_no_weights_and_can_go_on(run):
+    """`mmx compare` scores run after run and then draws: all at once may not fit the device."""
+    scorer = Scorer(run)
+    scorer.score(10)
+    assert scorer._opened is not None
+    scorer.close()
+    assert scorer._opened is None
+    scorer.score(20)
+    scorer.close()
+    assert {step for step, _ in points(run)["scores/test/psnr"]} == {10, 20}
+
+
 @pytest.mark.parametrize("dies_in", ["_log", "_ledger.add"])
 def test_a_death_between_tensorboard_and_the_ledger_loses_no_point(run, dies_in, monkeypatch):
     def die(*args):
