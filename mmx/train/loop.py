@@ -171,7 +171,8 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
                         writer.sync()
                     writer.scalars(done, clock.scalars())
             if scores:
-                writer.hparams(config.steps, run.path.name, configs.flat_items(config), scores)
+                name = str(storage.absolute(run.path))  # a/muse and b/muse are two runs
+                writer.hparams(config.steps, name, configs.flat_items(config), scores)
         except (NonFinite, preemption.Interrupted) as stopped:
             try:
                 if pending and isinstance(stopped, preemption.Interrupted):

@@ -118,7 +118,8 @@ class Writer:
         """The run in TensorBoard's HPARAMS tab: its config, and which scalars are its scores.
 
         Args:
-          name: of the run there. Its group, too: runs that differ in their seed alone stay apart.
+          name: of the run there, and of no other: TensorBoard averages what has the same. Its
+            group, too: runs that differ in their seed alone stay apart.
           values: what a table can hold as it is, else its text.
           scores: tags of scalars.
         """

@@ -142,7 +142,9 @@ def test_the_loop_counts_the_peak_of_all_devices(toy_config, train_toy, tmp_path
     # The first step was compiled, which is no part of its time.
     assert len(scalars["speed/mfu"]) == 2
     events = events_of(tmp_path / "run")
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(content)
+    assert start.group_name == str(tmp_path / "run")  # not "run", as another folder's would be
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "optim.lr = 0.01" in text
     assert events.Images("kernel")[0].step == 2
