@@ -170,15 +170,28 @@ def _perplexity(given: _Given) -> Evaluator:
     )
 
 
-# Of the metrics that share nothing: name -> what makes it.
-ROW_METRICS: dict[str, Callable[[_Given], Evaluator]] = {
-    "psnr": _psnr,
-    "ssim": _ssim,
-    "lpips_vgg": _lpips,
-    "clip_score": _clip_score,
-    "cmmd": _cmmd,
-    "captions": lambda given: captions.evaluator(),
-    "perplexity": _perplexity,
+class RowMetric(NamedTuple):
+    """A metric that shares nothing with others.
+
+    Attributes:
+      make: its evaluator.
+      needs: what that reads of a batch.
+      embedder: does it need an image-text model?
+    """
+
+    make: Callable[[_Given], Evaluator]
+    needs: tuple[str, ...]
+    embedder: bool = False
+
+
+ROW_METRICS: dict[str, RowMetric] = {
+    "psnr": RowMetric(_psnr, ("real", "image")),
+    "ssim": RowMetric(_ssim, ("real", "image")),
+    "lpips_vgg": RowMetric(_lpips, ("real", "image")),
+    "clip_score": RowMetric(_clip_score, ("text", "image"), embedder=True),
+    "cmmd": RowMetric(_cmmd, ("image", "real", "reference"), embedder=True),
+    "captions": RowMetric(lambda given: captions.evaluator(), ("caption", "references")),
+    "perplexity": RowMetric(_perplexity, ("nll", "tokens")),
 }
 
 METRICS = (*SET_METRICS, *ROW_METRICS)
@@ -208,7 +221,7 @@ def make(
             metric = SET_METRICS[name]
             by_network.setdefault(metric.network, {})[name] = metric
         else:
-            made.append(ROW_METRICS[name](given))
+            made.append(ROW_METRICS[name].make(given))
     for network, metrics in by_network.items():
         made.append(_of_sets(network, metrics, given))
     return made
@@ -218,6 +231,23 @@ def check_names(names: Sequence[str]) -> None:
     """Raises UserError for a name that is not of `METRICS`."""
     for name in names:
         choose("config.eval.metrics", dict.fromkeys(METRICS), name)
+
+
+# What a report knows of its drawings: nothing has captioned them, and no other model embeds them.
+OF_DRAWINGS = ("image", "real", "reference", "text")
+
+
+def check_config(names: Sequence[str]) -> None:
+    """Raises UserError for a name that is not of `METRICS`, or that no report can compute."""
+    check_names(names)
+    for name in names:
+        metric = ROW_METRICS.get(name)
+        if metric and (metric.embedder or not set(metric.needs) <= set(OF_DRAWINGS)):
+            lacks = "an image-text model" if metric.embedder else " and ".join(metric.needs)
+            raise UserError(
+                f"config.eval.metrics={name!r}: it needs {lacks}, which a report has not; leave it "
+                "out here and compute it in Python (mmx.eval.metrics.make)"
+            )
 
 
 def missing_file(name: str, data_dir: str | os.PathLike | None = None) -> str | None:

@@ -89,9 +89,9 @@ def evaluators(names: Sequence[str], data_dir: str | os.PathLike | None) -> list
     Args:
       names: of `metrics.METRICS`.
       data_dir: ``config.data.data_dir``.
-    Raises UserError for an unknown name, or damaged weights.
+    Raises UserError for a name that is unknown or of Python only, or damaged weights.
     """
-    metrics.check_names(names)
+    metrics.check_config(names)
     missing = {name: file for name in names if (file := metrics.missing_file(name, data_dir))}
     for file in dict.fromkeys(missing.values()):
         lacking = ", ".join(name for name in missing if missing[name] == file)

@@ -219,6 +219,23 @@ def test_mistakes_are_said():
         images.ssim(*np.zeros((2, 1, 10, 20, 3), np.uint8))
 
 
+def test_a_config_names_only_what_a_report_can_compute():
+    metrics.check_config((*metrics.SET_METRICS, "psnr", "ssim", "lpips_vgg"))
+    for name, lacks in (
+        ("clip_score", "an image-text model"),
+        ("cmmd", "an image-text model"),
+        ("captions", "caption and references"),
+        ("perplexity", "nll and tokens"),
+    ):
+        want = f"config.eval.metrics='{name}': it needs {lacks}, which a report has not"
+        with pytest.raises(UserError, match=want):
+            metrics.check_config(("psnr", name))
+        (made,) = metrics.make((name,), embedder=SMALL)
+        assert sorted(made.needs) == sorted(metrics.ROW_METRICS[name].needs)
+    with pytest.raises(UserError, match=r"config\.eval\.metrics='fid': use one of"):
+        metrics.check_config(("fid",))
+
+
 def test_moments_and_features_give_one_frechet_distance():
     rows = table(40)
     first = lambda x: pixels(x)[:, :10]

@@ -15,7 +15,7 @@ from mmx.data.build import VOCAB_SIZE
 from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.eval.images import to_uint8
-from mmx.eval.metrics import check_names
+from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.tile import tile
 from mmx.models import stages
 from mmx.models.muse import loss as losses
@@ -53,7 +53,7 @@ class MuseTask:
         self._check_sizes()
         # Now, not at the first preview after minutes of training.
         losses.check_config(config.loss)
-        check_names(config.eval.get("metrics", ()))
+        check_metrics(config.eval.get("metrics", ()))
         self.options()
         if abstract:
             self.codec = make_codec(stages.planned_config(config.codec))
