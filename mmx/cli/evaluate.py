@@ -21,8 +21,10 @@ examples:
 
 A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run its PSNR and
 codebook use on each split, and images beside their reconstructions; of a split, the first 5,000
-examples. The scores go to RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each
-checkpoint is scored once: the same command again shows what is there.
+examples: config.eval.examples is how many of them the scores during training see, and is not read
+here. Nor is config.eval.splits by a Muse run, which reports on every split. The scores go to
+RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each checkpoint is scored once: the
+same command again shows what is there.
 
 --follow scores each checkpoint as training writes it, on this machine or on another that sees the
 folder or bucket, and ends with the last step. It writes nothing that training reads; a checkpoint

@@ -14,7 +14,9 @@ from mmx.eval.grid import Section
 from mmx.eval.stats import Score
 from mmx.pretrained import networks
 
-MAX_EXAMPLES = 5000  # ours: of a split; the first ones of a larger split
+# Ours: of a split; the first ones of a larger split. A report is made seldom and may take minutes:
+# ``config.eval.examples`` is how many the scores see that are made again and again in training.
+MAX_EXAMPLES = 5000
 
 
 @dataclass(frozen=True)
