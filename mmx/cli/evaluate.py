@@ -29,7 +29,8 @@ same command again shows what is there.
 --follow scores each checkpoint as training writes it, on this machine or on another that sees the
 folder or bucket, and ends with the last step. It writes nothing that training reads; a checkpoint
 that training removes before it was read, or that is half there, is named and not counted. Stopped
-(SIGTERM, Ctrl-C: exit code 75), the same command goes on.
+(SIGTERM, Ctrl-C: exit code 75), the same command goes on. One evaluator a run: on one machine a
+second is refused; in a bucket, or from another machine, two can lose lines of each other.
 """
 _POLL = 10.0  # ours: seconds between two looks for a checkpoint
 _PATIENCE = 300.0  # ours: seconds that what came half may take to become whole, after the last step
@@ -112,6 +113,7 @@ class _Follower:
 
     def _open(self) -> list[int]:
         """Steps that are to be scored and may be read by now."""
+        self.scorer.refresh()
         self._note_gone()
         return [
             step

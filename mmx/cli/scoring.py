@@ -51,6 +51,10 @@ class Scorer:
             recipe += f", networks {', '.join(networks)}"
         self.recipes = {"report": recipe}
 
+    def refresh(self) -> None:
+        """See what another machine has scored meanwhile."""
+        self._ledger.refresh()
+
     def is_complete(self, step: int) -> bool:
         """Is everything of a step scored?"""
         return not self._missing(step)

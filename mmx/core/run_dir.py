@@ -327,6 +327,9 @@ def train_alone(run: RunDir) -> Iterator[None]:
 def evaluate_alone(run: RunDir) -> Iterator[None]:
     """Keep other processes of this machine from scoring a run meanwhile: each score once.
 
+    A bucket, and a folder that two machines see, has no such lock. One evaluator a run, then: two
+    that end a score in the same moment write the file of scores over each other.
+
     Raises:
       UserError: one does already.
     """

@@ -7,6 +7,10 @@ A line for each score::
 
 An evaluator gives one score or many; they are written together, so a line of it says that all are
 there. Scores of one metric can be compared where their recipes are equal.
+
+One writer at a time: the file is read, and written whole with what is new. Two writers lose nothing
+one after the other; in the same moment the later one's file stands, without the other's lines. What
+keeps them apart is `mmx.core.run_dir.evaluate_alone`, on one machine and not in a bucket.
 """
 
 import json
@@ -53,6 +57,10 @@ class Ledger:
             lines.append(line)
         return lines
 
+    def refresh(self) -> None:
+        """Read again: another machine may have scored something meanwhile. Raises UserError."""
+        self.lines = self._read()
+
     def scores(self, step: int, seed: int, recipes: Mapping[str, str]) -> dict[str, dict]:
         """Metric -> its line, of a step.
 
@@ -76,9 +84,9 @@ class Ledger:
         """Keep what an evaluator gave, whole or not at all; takes the place of the same before."""
         key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
         new = as_lines(step, seed, evaluator, recipe, scores)
-        # Read again: another machine may have scored another checkpoint meanwhile.
+        self.refresh()
         same = lambda line: line["step"] == step and all(line[k] == v for k, v in key.items())
-        self.lines = [line for line in self._read() if not same(line)] + new
+        self.lines = [line for line in self.lines if not same(line)] + new
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines)
         storage.write(self.file, text)
 

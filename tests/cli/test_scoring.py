@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmx.cli import evaluate
 from mmx.cli.scoring import Scorer
 from mmx.core.run_dir import RunDir
 from mmx.eval.stats import Score
@@ -35,6 +36,15 @@ def points(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run.evals / "seed0")).Reload()
     tags = events.Tags()["scalars"]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def test_what_another_machine_has_scored_is_seen_at_each_look(run):
+    mine, other = Scorer(run), Scorer(run)
+    follower = evaluate._Follower(mine, waits=False)
+    assert follower._open() == [10, 20]
+    other.score(10)
+    other.close()
+    assert follower._open() == [20] and mine.scores(10)["test/psnr"]["value"] == 10
 
 
 def test_a_closed_scorer_holds_no_weights_and_can_go_on(run):

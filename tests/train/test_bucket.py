@@ -163,7 +163,7 @@ def test_following_looks_again_at_a_checkpoint_whose_files_changed(bucket):
     run, file = RunDir("gs://bucket/run"), "run/checkpoints/8/model/d/0"
     bucket.put("bucket", "run/checkpoints/8/commit_success.txt", b"")
     score = Mock(side_effect=Unreadable("half"))
-    scorer = SimpleNamespace(dir=run, score=score, is_complete=lambda step: False)
+    scorer = Mock(dir=run, score=score, is_complete=lambda step: False)
     follower = evaluate._Follower(scorer, waits=True)
     for content, tries in ((b"half", 1), (None, 1), (b"all!", 2)):
         if content:
