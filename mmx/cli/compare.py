@@ -202,7 +202,7 @@ def _compare(runs, scorers, kind: str, prompts: list[str], seed: int) -> "Compar
         captions, originals = _held_out(runs[0], scorers[0], seed)
         return Comparison(
             columns=_columns(runs, scorers, originals=originals), rows=captions,
-            rows_are="images", what="rebuilt", originals=originals, **common,
+            rows_are="images", what="rebuilt", originals=originals, repeat=_caution(runs), **common,
         )  # fmt: skip
     if kind == pictures.NONE:
         return Comparison(
@@ -272,6 +272,25 @@ def _held_out(r: _Named, scorer: "Scorer", seed: int):
     examples = [source[int(i)] for i in chosen]
     size = r.config.data.image_size
     return [e["text"] for e in examples], np.stack([fit(e["image"], size) for e in examples])
+
+
+def _caution(runs: Sequence[_Named]) -> str:
+    """Which runs learned, or may have, from the images of :func:`_held_out`; "" for none."""
+    from mmx.eval.report import trained_splits
+
+    shown = runs[0].config.eval.splits[-1].partition("[")[0]
+    data = {r.name: (r.config.data.source, _settings(r)["data (fingerprint)"]) for r in runs}
+    other = [r.name for r in runs if data[r.name] != data[runs[0].name]]
+    learned = [
+        r.name
+        for r in runs
+        if r.name not in other
+        and shown in (name.partition("[")[0] for name in trained_splits(r.config.data.split))
+    ]
+    said = f"Trained on the split of these images: {', '.join(learned)}." if learned else ""
+    if other:
+        said += f" Trained on other data, which may hold these images: {', '.join(other)}."
+    return said.strip()
 
 
 # What is written

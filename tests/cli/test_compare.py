@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,26 @@ def test_tokenizers_rebuild_the_same_images_and_are_scored(
         assert {line["metric"]: line for line in at} == column.scores and len(at) == 9
         assert all(line["seed"] == 3 for line in at)
     assert capsys.readouterr().err.count("scoring step") == 3
+
+
+def test_tokenizers_that_may_know_the_images_are_named():
+    def run(name, split, source="tfds:openmoji/32"):
+        data = SimpleNamespace(source=source, split=split)
+        config = SimpleNamespace(data=data, eval=SimpleNamespace(splits=("train", "test[:9]")))
+        return SimpleNamespace(name=name, config=config)
+
+    fingerprint = dict.fromkeys("abcd", "1234") | {"e": "5678"}
+    with pytest.MonkeyPatch.context() as patch:
+        settings = lambda r: {"data (fingerprint)": fingerprint[r.name]}
+        patch.setattr(compare, "_settings", settings)
+        a, b, c = run("a", "train"), run("b", "train*2+test[10:]"), run("c", "train+test")
+        assert compare._caution([a, a]) == ""
+        want = "Trained on the split of these images: b, c."
+        assert compare._caution([a, b, c]) == want
+        others = run("d", "train", "tfds:scenes/32"), run("e", "train")
+        more = " Trained on other data, which may hold these images: d, e."
+        assert compare._caution([a, b, c, *others]) == want + more
+        assert compare._caution([a, *others]) == more.strip()
 
 
 def test_a_family_without_pictures_compares_scores(hollow, early, tmp_path):
