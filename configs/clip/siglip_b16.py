@@ -3,7 +3,8 @@
     mmx prepare folder DIR --name NAME --size 224
     mmx train --config clip/siglip_b16 --workdir runs/siglip --config.data.source=tfds:NAME
 
-Paper: SigLIP (arXiv 2303.15343) sec. 3 and 4; what it does not give is of Big Vision, or ours.
+Paper: SigLIP (arXiv 2303.15343) sec. 3 and 4; what it does not give is of Big Vision, or ours: so
+the towers' first values, which are of CLIP's scheme.
 Theirs are 32,000 SentencePiece ids; here those of the data's own tokenizer, in a table of that
 size, and decay on kernels alone. Hardware: 16 TPU v4 chips for 3 days; ours a pod slice. Not
 trained by us.
@@ -72,11 +73,11 @@ def get_config(arg=""):
     )
     c.optim = dict(
         name="adamw",  # ours; theirs: Adafactor as ScalingViT has it
-        lr=1e-3,  # recalled of sec. 4
+        lr=1e-3,  # unknown: recalled of sec. 4, not looked up
         b1=0.9,  # Big Vision
         b2=0.95,  # sec. 4.5: what steadies large batches
         eps=1e-8,  # ours
-        weight_decay=1e-4,  # recalled of sec. 4
+        weight_decay=1e-4,  # unknown: recalled of sec. 4, not looked up
         warmup_steps=5 if tiny else 20_000,  # ours
         clip_norm=1.0,  # Big Vision
         ema=0.0,  # ours

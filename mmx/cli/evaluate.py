@@ -50,7 +50,14 @@ def add_arguments(parser):
 
 def run(args) -> int:
     if args.zero_shot:
+        if args.follow or args.every_checkpoint:
+            raise UserError("--zero-shot is of one checkpoint: name it, RUN@STEP")
         return zero_shot.run(args)
+    for flag in ("split", "classes", "templates", "probe"):
+        if getattr(args, flag) is not None:
+            raise UserError(
+                f"--{flag}={getattr(args, flag)} is for --zero-shot, which is not given"
+            )
     run_dir, step = parse_run(args.run_dir, may_wait=args.follow)
     if step is not None and (args.follow or args.every_checkpoint):
         raise UserError(f"{args.run_dir}: --every-checkpoint and --follow are of all; name no step")

@@ -12,8 +12,6 @@ from mmx.nn.encoder import Encoder, Mlp, MultiHeadAttention
 from mmx.nn.linear import Dense
 from mmx.nn.norm import LayerNorm
 
-POOLS = ("cls", "map")
-
 
 class VisionTransformer(nn.Module):
     """An image to one vector.

@@ -30,7 +30,6 @@ from mmx.pretrained.tensors import (
 # names none at all. These are of transformers 5.24 (CLIPTextConfig and so on).
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "clip": {
-        "": dict(projection_dim=512),
         "text_config": dict(
             vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
             num_attention_heads=8, max_position_embeddings=77, hidden_act="quick_gelu",
@@ -43,7 +42,6 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         ),
     },
     "siglip": {
-        "": {},
         "text_config": dict(
             vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
             num_attention_heads=12, max_position_embeddings=64, hidden_act="gelu_pytorch_tanh",

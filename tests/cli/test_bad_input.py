@@ -44,6 +44,8 @@ MUSE = ("train", "--config", "muse/openmoji32:tiny")
         (["evaluate", "nowhere@5"], "nowhere: no such run directory"),
         (["evaluate", "RUN@15"], "no checkpoint of step 15"),
         (["evaluate", "RUN", "--seed", "x"], "argument --seed: 'x'"),
+        (["evaluate", "RUN", "--probe", "train"], "--probe=train is for --zero-shot"),
+        (["evaluate", "RUN", "--follow", "--zero-shot", "tfds:x"], "--zero-shot is of one checkp"),
         (["evaluate", "RUN", "--data_dir", "/nowhere"],
          "not prepared in /nowhere; run: mmx prepare openmoji --config 32 --data_dir /nowhere"),
         (["sample", "TOKENIZER", "red heart"], "a run of the family 'vqgan', which draws nothing"),
