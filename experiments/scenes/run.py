@@ -31,9 +31,9 @@ def make(pixels: int) -> tuple[list[scene_grammar.Scene], np.ndarray]:
     """(scenes, uint8 [COUNT, H, W, 3])."""
     wanted, pictures = [], []
     for index in range(COUNT):
-        scene, rng = scene_splits.make_scene("test", index)
+        scene, boxes = scene_splits.make_scene("test", index)
         wanted.append(scene)
-        pictures.append(scene_draw.draw(scene, scene_draw.place(scene, rng), pixels))
+        pictures.append(scene_draw.draw(scene, boxes, pixels))
     return wanted, np.stack(pictures)
 
 
@@ -109,8 +109,8 @@ def sheet() -> None:
     for split, count in [("test", 16), *((s, 8) for s in scene_splits.SPLITS if "heldout" in s)]:
         pictures, captions = [], []
         for index in range(count):
-            scene, rng = scene_splits.make_scene(split, index)
-            pictures.append(scene_draw.draw(scene, scene_draw.place(scene, rng), 64))
+            scene, boxes = scene_splits.make_scene(split, index)
+            pictures.append(scene_draw.draw(scene, boxes, 64))
             captions.append(scene_grammar.caption(scene))
         sections.append(Section(np.stack(pictures), captions, split))
     picture = draw_grid(sections, attribution=f"Composed of {scenes.ATTRIBUTION}.")

@@ -10,6 +10,7 @@ axis of a relation the middles are at most 4 apart (2 for "on").
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -206,15 +207,23 @@ def _inside(blocks: list[list[Box]], rng: np.random.Generator) -> list[Box]:
     return [_moved(box, x, y) for box in boxes]
 
 
+def corners(boxes: Sequence[Box], pixels: int) -> list[tuple[int, int]]:
+    """(x, y) in pixels of each box's left upper corner.
+
+    Down, not to the nearest: so those of a small picture follow from those of a larger one, and
+    scenes that differ at 32 pixels differ at every size.
+    """
+    scale = pixels / SIDE
+    return [(math.floor(box.x * scale), math.floor(box.y * scale)) for box in boxes]
+
+
 def draw(scene: Scene, boxes: Sequence[Box], pixels: int) -> np.ndarray:
     """The picture: uint8 [pixels, pixels, 3]."""
     picture = np.empty((pixels, pixels, 3), np.float32)
     picture[:] = COLOURS[scene.background]
-    for box in reversed(boxes):  # the first group is in front
+    for box, (x, y) in reversed([*zip(boxes, corners(boxes, pixels))]):  # the first is in front
         ink = sign(scene.word, pixels) if box.kind == "sign" else sprite(box.kind, box.size, pixels)
         h, w, _ = ink.shape
-        x = min(max(round(box.x * pixels / SIDE), 0), pixels - w)
-        y = min(max(round(box.y * pixels / SIDE), 0), pixels - h)
         under = picture[y : y + h, x : x + w]
         under[:] = ink[..., :3] + under * (1 - ink[..., 3:])
     return np.floor(picture + 0.5).clip(0, 255).astype(np.uint8)

@@ -7,8 +7,9 @@ other combinations. One hash a combination decides:
   - ``heldout_count``: for a quarter of the kinds, two of it or three of it;
   - ``heldout_word``: a fifth of the words, of which each letter is in training at its place.
 A scene of such a split breaks that rule and no other. ``test`` breaks none: its scenes are of the
-distribution of training, other drawings of captions of which 55 % are there too (all of one group
-and of signs, 10 % of two groups).
+distribution of training, of captions of which 55 % are there too (all of one group and of signs,
+10 % of two groups). But no picture of it is in training, at any size: of the places where the
+objects of a scene can stand, in whole 1/32 of the side, a hash keeps a quarter for ``test``.
 
 Imports nothing heavy: each worker process imports it anew.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from mmx.data import scene_draw
 from mmx.data import scene_grammar as grammar
 from mmx.data.image import encode_png
+from mmx.data.scene_draw import Box
 from mmx.data.scene_grammar import Group, Scene
 
 SPLITS = {
@@ -33,6 +35,7 @@ SPLITS = {
     "heldout_count": 1_000,
     "heldout_word": 500,
 }
+_KEPT = 4  # one in so many places is kept for "test": ours; each sign has 48 places
 _SEED = 20210226  # ours
 _SHARES = (0.3, 0.55, 0.15)  # of one group, of two groups, of signs: ours
 _COUNTS_OF_TWO = ((1, 1), (1, 2), (2, 1))
@@ -77,8 +80,8 @@ def _places(word: str) -> list[tuple[int, int, str]]:
     return [(len(word), place, letter) for place, letter in enumerate(word)]
 
 
-def make_scene(split: str, index: int) -> tuple[Scene, np.random.Generator]:
-    """Scene ``index`` of a split, and the generator that goes on to place its objects.
+def make_scene(split: str, index: int) -> tuple[Scene, list[Box]]:
+    """Scene ``index`` of a split, and where its objects stand.
 
     A pure function of its arguments. Raises ValueError on an unknown split.
     """
@@ -86,18 +89,27 @@ def make_scene(split: str, index: int) -> tuple[Scene, np.random.Generator]:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     rng = np.random.default_rng([_SEED, zlib.crc32(split.encode()), index])
     wanted = {split} if split.startswith("heldout_") else set()
-    while True:
-        scene = _draw(rng, split)
-        if broken_rules(scene).keys() == wanted:
-            return scene, rng
+    while broken_rules(scene := _draw(rng, split)).keys() != wanted:
+        pass
+    boxes = scene_draw.place(scene, rng)
+    # The other splits hold no scene of training at all.
+    while split in ("train", "test") and is_kept(scene, boxes) != (split == "test"):
+        boxes = scene_draw.place(scene, rng)
+    return scene, boxes
+
+
+def is_kept(scene: Scene, boxes: list[Box]) -> bool:
+    """Whether a scene's objects stand where only those of ``test`` may."""
+    at = zip(boxes, scene_draw.corners(boxes, 32))
+    things = sorted((box.kind, box.size, *corner) for box, corner in at)
+    return _hash(f"place {scene.background} {scene.word} {things}") % _KEPT == 0
 
 
 def make_example(index: int, split: str, pixels: int) -> dict[str, Any]:
     """Example ``index`` of a split as TFDS takes it: a PNG, its caption, its factors as JSON."""
-    scene, rng = make_scene(split, index)
-    picture = scene_draw.draw(scene, scene_draw.place(scene, rng), pixels)
+    scene, boxes = make_scene(split, index)
     return {
-        "image": encode_png(picture),
+        "image": encode_png(scene_draw.draw(scene, boxes, pixels)),
         "caption": grammar.caption(scene),
         "factors": scene.to_json(),
     }

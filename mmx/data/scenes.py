@@ -19,7 +19,7 @@ from mmx.data.parallel import parallel_map
 
 ATTRIBUTION = openmoji.ATTRIBUTION
 SIZES = ("32", "64", "128")
-VERSION = "1.0.0"
+VERSION = "2.0.0"  # 2: no picture of test is in training
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):

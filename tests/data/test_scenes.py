@@ -1,5 +1,6 @@
 """Scenes: the language and its inverse, the held-out combinations, geometry, and the built set."""
 
+import dataclasses
 import itertools
 import json
 
@@ -153,11 +154,9 @@ def test_training_has_every_word_of_the_heldout_splits(drawn):
 def test_objects_stand_as_the_caption_says(pixels):
     """From the boxes in whole pixels: inside the picture, apart, and each relation as defined."""
     for index in range(400):
-        scene, rng = scene_splits.make_scene("test", index)
-        boxes = scene_draw.place(scene, rng)
+        scene, boxes = scene_splits.make_scene("test", index)
         ends = []
-        for box in boxes:
-            x, y = (round(v * pixels / 32) for v in (box.x, box.y))
+        for box, (x, y) in zip(boxes, scene_draw.corners(boxes, pixels)):
             w, h = (round(v * pixels / 32) for v in (box.w, box.h))
             assert 0 <= x <= pixels - w and 0 <= y <= pixels - h
             ends.append((box.kind, x, x + w, y, y + h))
@@ -191,15 +190,37 @@ def test_a_scene_is_the_same_at_every_size():
     examples = [scene_splits.make_example(3, "train", pixels) for pixels in (32, 64, 128)]
     assert len({(e["caption"], e["factors"]) for e in examples}) == 1
     small, large = (
-        scene_draw.draw(*_placed("train", 3), pixels).astype(float) for pixels in (32, 128)
+        scene_draw.draw(*scene_splits.make_scene("train", 3), pixels).astype(float)
+        for pixels in (32, 128)
     )
     shrunk = large.reshape(32, 4, 32, 4, 3).mean((1, 3))
     assert np.abs(shrunk - small).mean() < 8
 
 
-def _placed(split, index):
-    scene, rng = scene_splits.make_scene(split, index)
-    return scene, scene_draw.place(scene, rng)
+def test_no_picture_of_test_is_in_training():
+    """Not by luck: where, in whole pixels, a scene of the one may stand, none of the other does."""
+    for split, kept in (("train", False), ("test", True)):
+        for index in range(250):
+            assert scene_splits.is_kept(*scene_splits.make_scene(split, index)) == kept
+    # What is the same picture at any size stands at the same place at 32 pixels.
+    rng = np.random.default_rng(0)
+    sign = Scene((), None, "pink", "CAT")
+    heart = Scene((Group("red heart", 1, "normal"),), None, "gray", None)
+    for scene, pixels in itertools.product((sign, heart), (32, 64)):
+        pictures = {True: [], False: []}
+        for _ in range(300):
+            boxes = scene_draw.place(scene, rng)
+            picture = scene_draw.draw(scene, boxes, pixels).tobytes()
+            pictures[scene_splits.is_kept(scene, boxes)].append(picture)
+        assert not {*pictures[True]} & {*pictures[False]}
+        assert len({*pictures[True]}) + len({*pictures[False]}) < 300  # some are drawn twice
+        assert 0.1 < len(pictures[True]) / 300 < 0.5
+    # Each sign has places of both kinds, so that none is looked for in vain.
+    board = scene_draw.place(sign, rng)[0]
+    free = [[dataclasses.replace(board, x=x + 0.5, y=y + 0.5)] for x in range(4) for y in range(12)]
+    for word, background in itertools.product(scene_grammar.WORDS, scene_grammar.BACKGROUNDS):
+        sign = Scene((), None, background, word)
+        assert {scene_splits.is_kept(sign, boxes) for boxes in free} == {True, False}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +236,7 @@ def test_the_same_bytes_with_any_number_of_processes(built, tmp_path, capfd):
     other, _ = scenes.prepare("32", tmp_path, FEW, processes=2)
     lines = capfd.readouterr().err.splitlines()
     assert any("scenes/32 train: drawing" in line and "eta" in line for line in lines)
-    mine = built / "scenes" / "32" / "1.0.0"
+    mine = built / "scenes" / "32" / scenes.VERSION
     names = sorted(path.name for path in mine.iterdir())
     assert names == sorted(path.name for path in other.iterdir())
     for name in names:

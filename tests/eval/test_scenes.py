@@ -24,9 +24,9 @@ def make(split, count, pixels, first=0):
     """(scenes, pictures) of a split."""
     wanted, pictures = [], []
     for index in range(first, first + count):
-        scene, rng = scene_splits.make_scene(split, index)
+        scene, boxes = scene_splits.make_scene(split, index)
         wanted.append(scene)
-        pictures.append(scene_draw.draw(scene, scene_draw.place(scene, rng), pixels))
+        pictures.append(scene_draw.draw(scene, boxes, pixels))
     return wanted, np.stack(pictures)
 
 
