@@ -9,8 +9,10 @@ axis of a relation the middles are at most 4 apart (2 for "on").
 
 import dataclasses
 import functools
+import hashlib
 import io
 import math
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,6 +138,19 @@ def sign(word: str, pixels: int) -> np.ndarray:
         cell = image[y : y + dark.shape[0], x : x + dark.shape[1]]
         cell[..., :3] += dark * (np.array([29, 29, 31], np.float32) - cell[..., :3])
     return image
+
+
+def digest(pixels: int) -> str:
+    """Hex digest of all that pictures of ``pixels`` are put together from.
+
+    Another release of the drawings, of the program that rasterises them or of the font has another.
+    """
+    parts = [sprite(kind, size, pixels) for kind in grammar.KINDS for size in grammar.SIZES]
+    parts += [letter(c, pixels) for c in string.ascii_uppercase] + [board(pixels)]
+    out = hashlib.sha256()
+    for part in parts:
+        out.update(str(part.shape).encode() + part.tobytes())
+    return out.hexdigest()[:16]
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Box]:

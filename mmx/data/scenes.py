@@ -3,7 +3,8 @@
 A TFDS builder that downloads nothing: OpenMoji drawings (CC BY-SA 4.0: pictures made from them
 carry ``ATTRIBUTION``) put together as `scene_grammar` says, placed as `scene_draw` says, split as
 `scene_splits` says. ``mmx prepare scenes`` runs it. Example i of a split is the same scene at all
-three sizes, and the same bytes on each run and any number of processes.
+three sizes, and the same bytes on each run and any number of processes. Which drawings they were is
+in its metadata, and so in the fingerprint that a run records (`mmx.data.source.DataInfo`).
 """
 
 import functools
@@ -55,7 +56,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
             homepage="https://openmoji.org",
             license="CC BY-SA 4.0",
-            metadata=tfds.core.MetadataDict({"attribution": ATTRIBUTION}),
+            metadata=tfds.core.MetadataDict(
+                {"attribution": ATTRIBUTION, "drawings": scene_draw.digest(size)}
+            ),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:

@@ -64,9 +64,10 @@ class DataInfo:
     def fingerprint(self) -> str:
         """Hex digest of the examples and what they mean: equal for equal builds, wherever they lie.
 
-        Of the shards of all splits, the features and the names of the labels. Not of the tokenizer,
-        of which each run keeps a copy, nor of anything else in the directory. Files are hashed
-        whole up to 64 MiB together; beyond that, the shards by name and size only.
+        Of the shards of all splits, the features, the names of the labels and, where the metadata
+        states one, the digest of the ``drawings`` that the images were made from. Not of the
+        tokenizer, of which each run keeps a copy, nor of anything else in the directory. Files are
+        hashed whole up to 64 MiB together; beyond that, the shards by name and size only.
         """
         there = storage.sizes(self.directory)
         shards = {path.name for path in self.shards}
@@ -78,6 +79,7 @@ class DataInfo:
             digest.update(f"{name} {size}\n".encode())
             if whole or name in meaning:
                 digest.update(storage.read_bytes(self.directory / name))
+        digest.update(str(_metadata(self.directory).get("drawings", "")).encode())
         return digest.hexdigest()[:16]
 
 
@@ -335,10 +337,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | np.ndarray) else value
 
 
+def _metadata(directory: Path) -> dict[str, Any]:
+    """What a builder of TFDS says of its data in words of its own; {} where it says nothing."""
+    file = directory / "metadata.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def _attribution(directory: Path, info: Any) -> str:
-    metadata = directory / "metadata.json"
-    if metadata.is_file():
-        stated = json.loads(metadata.read_text()).get("attribution")
-        if stated:
-            return str(stated)
+    if stated := _metadata(directory).get("attribution"):
+        return str(stated)
     return (info.redistribution_info.license or "").strip()

@@ -243,6 +243,21 @@ def test_the_same_bytes_with_any_number_of_processes(built, tmp_path, capfd):
         assert (mine / name).read_bytes() == (other / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("part", ["sprite", "letter", "board"])
+def test_other_drawings_are_other_data(built, monkeypatch, part):
+    """One grey level of one drawing: the digest is another, which the data set states."""
+    stated = json.loads((built / "scenes" / "32" / scenes.VERSION / "metadata.json").read_text())
+    assert stated["drawings"] == scene_draw.digest(32) != scene_draw.digest(64)
+    draw, arguments = getattr(scene_draw, part), []
+
+    def redrawn(*args):
+        arguments.append(args)
+        return draw(*args) + (len(arguments) == 1)
+
+    monkeypatch.setattr(scene_draw, part, redrawn)
+    assert scene_draw.digest(32) != stated["drawings"]
+
+
 def test_what_is_built(built):
     source = open_source("tfds:scenes/32", "train", built)
     assert source.info.attribution == "OpenMoji, CC BY-SA 4.0" and source.info.splits == FEW

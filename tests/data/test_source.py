@@ -273,7 +273,10 @@ def test_fingerprint_sees_every_split_and_what_the_numbers_mean(tmp_path, monkey
     test = next(directory.glob("two-test.array_record*"))
     test.write_bytes(test.read_bytes() + b"\0")
     seen.append(_fingerprint(tmp_path, "two"))
-    assert len(set(seen)) == 4
+    for drawings in ("12ab", "34cd"):
+        (directory / "metadata.json").write_text(json.dumps({"drawings": drawings}))
+        seen.append(_fingerprint(tmp_path, "two"))
+    assert len(set(seen)) == 6
 
 
 def test_no_builder_is_imported_and_no_tensorflow(labelled):
