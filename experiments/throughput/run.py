@@ -1,6 +1,8 @@
-"""Speed of mmx beside muse-maskgit-pytorch, in one run: training step and sampling of Muse.
+"""Speed of mmx beside a PyTorch peer, in one run.
 
-    python experiments/throughput/run.py [--device gpu --dtype bf16] [--torch_python PATH]
+    python experiments/throughput/run.py --subject muse     # training and sampling
+    python experiments/throughput/run.py --subject clip     # training, embedding, features
+        [--device gpu --dtype bfloat16] [--torch_python PATH]
 
 One worker process a side; calls alternate A B C A B C, so that what else the machine does meets
 all sides alike. Printed: medians of wall and CPU seconds, and the median of the ratios of
@@ -17,6 +19,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+WHAT = {  # of a subject, and the module that says whether its peer is installed
+    "muse": (("train", "sample"), "einops"),
+    "clip": (("train", "embed", "features"), "open_clip"),
+}
 
 
 class Worker:
@@ -25,6 +31,7 @@ class Worker:
     def __init__(self, side: str, args):
         python = sys.executable if side == "mmx" else args.torch_python
         command = [python, str(HERE / "worker.py"), f"--side={side}", f"--dtype={args.dtype}"]
+        command += [f"--subject={args.subject}"]
         command += [f"--device={args.device}", f"--activation={args.activation}"]
         command += ["--tiny"] * args.tiny
         env = dict(os.environ)
@@ -60,7 +67,7 @@ def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> None:
     for side, rows in times.items():
         for unit in ("wall", "cpu"):
             values = sorted(row[unit] for row in rows)
-            line = f"{what:7s} {side:8s} {unit:4s} {statistics.median(values):8.3f} s"
+            line = f"{what:8s} {side:8s} {unit:4s} {statistics.median(values):8.3f} s"
             line += f"  ({values[0]:.3f}-{values[-1]:.3f}, n={len(values)})"
             if side != "mmx" and "mmx" in times:
                 ratios = [a[unit] / b[unit] for a, b in zip(rows, times["mmx"])]
@@ -68,36 +75,38 @@ def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> None:
                 line += f"  mmx is {statistics.median(ratios):.2f}x as fast ({low:.2f}-{high:.2f})"
             print(line)
     loads = [row["load"] for rows in times.values() for row in rows]
-    print(f"{what:7s} load average {min(loads):.1f}-{max(loads):.1f}", flush=True)
+    print(f"{what:8s} load average {min(loads):.1f}-{max(loads):.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--activation", default="gelu", help="of mmx; gelu or relu2")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--activation", default="gelu", help="of mmx's Muse; gelu or relu2")
     parser.add_argument("--sides", default="mmx,eager,compile")
-    parser.add_argument("--what", default="train,sample")
+    parser.add_argument("--subject", choices=tuple(WHAT), required=True)
+    parser.add_argument("--what", help="some of what is measured of the subject")
     parser.add_argument("--tiny", action="store_true", help="a small model: does it all run?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has torch")
     args = parser.parse_args()
 
-    sides = args.sides.split(",")
+    sides, (whats, package) = args.sides.split(","), WHAT[args.subject]
     if set(sides) != {"mmx"}:
-        look = "from importlib.util import find_spec as f; exit(not (f('torch') and f('einops')))"
-        if subprocess.run([args.torch_python, "-c", look]).returncode:
+        look = "from importlib.util import find_spec as f; import sys; "
+        look += "sys.exit(not all(map(f, sys.argv[1:])))"
+        if subprocess.run([args.torch_python, "-c", look, "torch", package]).returncode:
             sys.exit(
-                f"{args.torch_python} has no torch: install this folder's requirements.txt as "
-                "README.md says and name that Python by --torch_python, or measure mmx alone by "
-                "--sides mmx"
+                f"{args.torch_python} has no torch or no {package}: install this folder's "
+                "requirements.txt as README.md says and name that Python by --torch_python, or "
+                "measure mmx alone by --sides mmx"
             )
     workers = [Worker(side, args) for side in sides]
     for worker in workers:
         print(worker.side, worker.ask("about"), flush=True)
-    for what in args.what.split(","):
-        calls = 1 if args.device == "cpu" else (20 if what == "train" else 2)
-        rounds = args.rounds if what == "train" else max(3, args.rounds // 2)
+    for what in args.what.split(",") if args.what else whats:
+        calls = 1 if args.device == "cpu" else (2 if what == "sample" else 20)
+        rounds = max(3, args.rounds // 2) if what == "sample" else args.rounds
         compare(workers, what, rounds, calls)
     for worker in workers:
         worker.close()

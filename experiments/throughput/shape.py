@@ -1,8 +1,8 @@
-"""The model that both sides build, and a small one that shows in seconds that all runs."""
+"""What both sides build of each subject, and small ones that show in seconds that all runs."""
 
 from types import SimpleNamespace
 
-SHAPE = SimpleNamespace(
+MUSE = SimpleNamespace(
     depth=8,
     width=512,
     heads=8,
@@ -13,4 +13,24 @@ SHAPE = SimpleNamespace(
     sample_steps=18,
     guidance=3.0,
 )
-TINY = {"depth": 1, "width": 64, "heads": 2, "grid": 8, "vocab": 512, "sample_steps": 3}
+CLIP = SimpleNamespace(
+    image_depth=12,
+    text_depth=6,
+    width=384,  # of both towers and of the joint space
+    heads=6,
+    image=64,
+    patch=16,
+    vocab=16384,
+    text=32,
+    batch=32,
+    features=64,  # images a call of MobileNetV2
+)
+TINY = {
+    "muse": {"depth": 1, "width": 64, "heads": 2, "grid": 8, "vocab": 512, "sample_steps": 3},
+    "clip": {"image_depth": 1, "text_depth": 1, "width": 64, "heads": 2, "batch": 8, "features": 2},
+}
+
+
+def shrink(subject: str) -> None:
+    """Make a subject small, for this process."""
+    vars({"muse": MUSE, "clip": CLIP}[subject]).update(TINY[subject])

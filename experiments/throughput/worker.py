@@ -1,7 +1,7 @@
 """One side in a process of its own, which measures when it is told to and sleeps otherwise.
 
-Commands, one a line: ``about``; ``time WHAT CALLS`` with WHAT ``train`` or ``sample``. Each is
-answered by one line of JSON. A side has methods of these names, whose calls wait for the result.
+Commands, one a line: ``about``; ``time WHAT CALLS`` with WHAT a method of the side, whose calls
+wait for the result. Each is answered by one line of JSON.
 """
 
 import argparse
@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 
-from shape import SHAPE, TINY
+from shape import shrink
 
 
 def load_side(args):
@@ -19,12 +20,8 @@ def load_side(args):
         from mmx.cli.backend import before_jax
 
         before_jax()  # as the command does
-        from side_mmx import Mmx
-
-        return Mmx(args)
-    from side_torch import Peer
-
-    return Peer(args)
+        return import_module(f"{args.subject}_mmx").Mmx(args)
+    return import_module(f"{args.subject}_torch").Peer(args)
 
 
 def measure(side, what: str, calls: int) -> dict:
@@ -39,15 +36,16 @@ def measure(side, what: str, calls: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--subject", choices=("muse", "clip"), required=True)
     parser.add_argument("--side", choices=("mmx", "eager", "compile"), required=True)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--activation", required=True)
     parser.add_argument("--tiny", action="store_true")
     out, sys.stdout = sys.stdout, sys.stderr  # only answers on stdout
     args = parser.parse_args()
     if args.tiny:
-        vars(SHAPE).update(TINY)
+        shrink(args.subject)
     side = load_side(args)
     for line in sys.stdin:
         command, *rest = line.split()

@@ -3,24 +3,19 @@
 Only the data and the tokenizer are left out: both sides are handed codes and text vectors.
 """
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from shape import SHAPE
+from shape import MUSE
+from trainer import Trainer
 
 from mmx.core import rng as rngs
-from mmx.core import tree
 from mmx.core.flops import matmul_flops
 from mmx.models.muse import loss as losses
 from mmx.models.muse.model import MuseTransformer
 from mmx.models.muse.sample import SampleOptions, sample_codes
-from mmx.train.optim import make_optimizer
-from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
-from mmx.train.state import make_init, make_update, state_shardings
-
-DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
+from mmx.nn.dtypes import DTYPES
+from mmx.train.sharding import jit_sharded, replicated
 
 
 def make_config() -> ConfigDict:
@@ -52,7 +47,7 @@ class CodesTask:
     batch_coupled = False
 
     def __init__(self, config, dtype, activation: str):
-        s = SHAPE
+        s = MUSE
         self.config = config
         self.model = MuseTransformer(
             num_codes=s.vocab,
@@ -66,9 +61,9 @@ class CodesTask:
         )
 
     def init(self, key):
-        text = jnp.zeros((1, SHAPE.text, SHAPE.width))
-        mask = jnp.ones((1, SHAPE.text), bool)
-        ids = jnp.zeros((1, SHAPE.grid**2), jnp.int32)
+        text = jnp.zeros((1, MUSE.text, MUSE.width))
+        mask = jnp.ones((1, MUSE.text), bool)
+        ids = jnp.zeros((1, MUSE.grid**2), jnp.int32)
         return self.model.init(key, ids, text, mask)["params"], {}
 
     def logits(self, params, ids_BS, text_BTD, mask_BT):
@@ -77,7 +72,7 @@ class CodesTask:
     def loss(self, params, extra, frozen, batch, rng, step, train=True):
         del frozen, step, train
         options, position_B = self.config.loss, batch["position"]
-        ids_BS, is_masked_BS = losses.hide(rng, position_B, batch["codes"], SHAPE.vocab)
+        ids_BS, is_masked_BS = losses.hide(rng, position_B, batch["codes"], MUSE.vocab)
         mask_BT = losses.drop_text(rng, position_B, batch["text_mask"], options.text_drop)
         loss, metrics = losses.masked_loss(
             lambda ids, mask: self.logits(params, ids, batch["text"], mask),
@@ -92,56 +87,32 @@ class CodesTask:
 
 
 class Mmx:
-    """State on the device, one compiled update, one compiled sampler."""
+    """The trainer, and one compiled sampler."""
 
     def __init__(self, args):
-        config = make_config()
+        config, s = make_config(), MUSE
         self.task = CodesTask(config, DTYPES[args.dtype], args.activation)
-        self.mesh = make_mesh(config.mesh)
-        shape = jax.eval_shape(self.task.init, jax.random.key(0))[0]
-        labels = jax.tree.map(lambda _: "main", nn.unbox(shape))
-        tx, schedules = make_optimizer(config, labels)
-        abstract, shardings, _ = state_shardings(self.task, tx, self.mesh, averages=False)
-        init = make_init(self.task, tx, False)
-        self.key = jax.device_put(rngs.base_key(0), replicated(self.mesh))
-        self.state = jit_sharded(init, self.mesh, out_shardings=shardings)(self.key)
-        self.update = jit_sharded(
-            make_update(self.task, tx, config, labels, schedules),
-            self.mesh,
-            out_shardings=(shardings, replicated(self.mesh)),
-            donate=(0,),
-        )
         data = np.random.default_rng(0)
-        s = SHAPE
-        self.batch = jax.device_put(
+        self.trainer = Trainer(
+            self.task,
             {
                 "codes": data.integers(0, s.vocab, (s.batch, s.grid**2), np.int32),
                 "text": data.normal(size=(s.batch, s.text, s.width)).astype(np.float32),
                 "text_mask": np.ones((s.batch, s.text), bool),
                 "position": np.arange(s.batch, dtype=np.uint32),
             },
-            batch_sharding(self.mesh),
         )
-        self.sampler = jit_sharded(self._sample, self.mesh, out_shardings=replicated(self.mesh))
-        self.params = tree.num_params(tree.flatten(abstract.params))
-        inputs = (self.batch[name] for name in ("codes", "text", "text_mask"))
-        forward = matmul_flops(self.task.logits, self.state.params, *inputs)
-        self.gflop = 3e-9 * forward
+        self.batch, self.train = self.trainer.batch, self.trainer.step
+        mesh = self.trainer.mesh
+        self.sampler = jit_sharded(self._sample, mesh, out_shardings=replicated(mesh))
 
     def about(self):
-        return {
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "parameters": self.params,
-            "gflop": round(self.gflop, 1),
-        }
-
-    def train(self):
-        self.state, metrics = self.update(self.state, {}, self.batch, self.key)
-        return float(metrics["loss/total"])
+        inputs = (self.batch[name] for name in ("codes", "text", "text_mask"))
+        forward = matmul_flops(self.task.logits, self.trainer.state.params, *inputs)
+        return self.trainer.about(3e-9 * forward)
 
     def _sample(self, params, text_BTD, mask_BT, keys_B):
-        s = SHAPE
+        s = MUSE
         options = SampleOptions(
             steps=s.sample_steps,
             guidance=s.guidance - 1.0,  # ours counts t of (1+t) cond - t uncond
@@ -163,6 +134,7 @@ class Mmx:
         )[0]
 
     def sample(self):
-        keys_B = rngs.row_keys(self.key, "sample", self.batch["position"])
-        codes = self.sampler(self.state.params, self.batch["text"], self.batch["text_mask"], keys_B)
+        keys_B = rngs.row_keys(self.trainer.key, "sample", self.batch["position"])
+        params = self.trainer.state.params
+        codes = self.sampler(params, self.batch["text"], self.batch["text_mask"], keys_B)
         return float(np.asarray(codes).mean())
