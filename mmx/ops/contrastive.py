@@ -22,7 +22,9 @@ MiB of temporaries on each of 8 devices, value and gradient, width 512, float32,
     sigmoid    4096         24       32       13
     sigmoid   32768       1600     1600      272
 
-Over 256 devices a row block of 32,768 is 16 MiB, and either form will do.
+Over 256 devices a row block of 32,768 is 16 MiB, and either form will do: configs take gather, one
+exchange instead of R - 1 that wait for each other, and no logits computed again. Ring is for a few
+devices and a large batch.
 
 Axis letters: B rows of the global batch, b rows of a device, D width of the embeddings, R devices.
 """

@@ -1,9 +1,10 @@
-"""Optimisers: one settings group a player, warm-up and cosine, decay on matrices only.
+"""Optimisers: one settings group a player, warm-up and cosine, decay on kernels or as named.
 
 A task labels each parameter: "main" reads ``config.optim``, "disc" reads ``config.optim_disc``, and
 "fixed" is never touched.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,9 +50,13 @@ def _rule(optim) -> optax.GradientTransformation:
     raise UserError(f"config.optim.name={optim.name!r}: use 'adamw' or 'adafactor'")
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: kernels, not norms, biases, embeddings, positions, codes."""
-    return tree.map_with_path(lambda path, _: path.rsplit("/", 1)[-1] == "kernel", params)
+def decay_mask(params: Any, names: tuple[str, ...] = ("kernel",)) -> Any:
+    """True where weight decay applies: leaves of these names. Norms and biases are never named."""
+    return tree.map_with_path(lambda path, _: _last(path) in names, params)
+
+
+def _last(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
 
 
 def make_optimizer(config, labels: Any) -> tuple[optax.GradientTransformation, dict]:
@@ -65,19 +70,23 @@ def make_optimizer(config, labels: Any) -> tuple[optax.GradientTransformation, d
       (tx, {label: schedule}). Decay is decoupled and multiplied by the learning rate (AdamW).
 
     Raises:
-      UserError: an unknown optimiser, a group without settings, a bound of no parameter.
+      UserError: an unknown optimiser, a group without settings, a bound or a decay of no parameter.
     """
     rules, schedules = {}, {}
+    leaves = {_last(path) for path in tree.flatten(labels)}
     for label in sorted(set(jax.tree.leaves(labels))):
         if label == "fixed":
             rules[label] = optax.set_to_zero()
             continue
         optim = group_config(config, label)
         schedules[label] = lr_schedule(optim, config.steps)
+        decays = tuple(optim.get("decays", ("kernel",)))
+        if unknown := set(decays) - leaves - {"kernel"}:
+            raise UserError(f"config.optim.decays: no parameter is named {min(unknown)!r}")
         rules[label] = optax.chain(
             optax.clip_by_global_norm(optim.clip_norm),
             _rule(optim),
-            optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
+            optax.add_decayed_weights(optim.weight_decay, mask=partial(decay_mask, names=decays)),
             optax.scale_by_learning_rate(schedules[label]),
         )
     tx = optax.multi_transform(rules, labels)

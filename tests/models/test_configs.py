@@ -5,6 +5,7 @@ To write the pinned texts anew: ``python tests/models/test_configs.py``.
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from mmx.core import config as configs
 from mmx.core import tree
+from mmx.train import optim
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "configs"
 NAMES = list(configs.list_configs())
@@ -55,7 +57,10 @@ def test_the_docstring_is_a_contract(name):
     if "openmoji" not in name:
         papers = ("2103.00020", "2303.15343") if name.startswith("clip/") else ("2301.00704",)
         assert any(f"arXiv {paper}" in doc for paper in papers) and "Hardware" in doc
-    assert len(configs.flat_items(configs.load_config(name))) <= 75
+    config = configs.load_config(name)
+    assert len(configs.flat_items(config)) <= 75
+    # `--size` makes squares, where a random crop along the longer side has nothing to choose.
+    assert not (config.data.get("crop") == "random" and "--size" in doc.split("Paper")[0])
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "openmoji" not in n])
@@ -146,6 +151,14 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
     assert tree.num_params(params) / 1e6 == pytest.approx(millions, abs=0.01)
     assert task.train_flops_per_row() / 3e9 == pytest.approx(gflops, rel=0.005)
     assert bool(extra) == (name == "rn50")
+    decays = task.config.optim.get("decays", ("kernel",))
+    # Decay: of CLIP on "all weights that are not gains or biases" (sec. 2.5), of SigLIP kernels.
+    mask = tree.flatten(optim.decay_mask(nn.unbox(params), decays))
+    last = lambda decayed: {path.split("/")[-1] for path in mask if mask[path] == decayed}
+    if name == "siglip_b16":
+        assert last(True) == {"kernel"}
+    else:
+        assert last(False) == {"scale", "bias", "logit_scale"} and "kernel" in last(True)
 
 
 # Trained for longer, with what they must learn, in test_vqgan_training.py and cli/test_clip.py.

@@ -148,6 +148,17 @@ def test_decay_is_for_kernels():
     assert [n for n in names if mask["layer"][n]] == ["kernel"]
 
 
+def test_decay_is_for_what_is_named():
+    """A step without a gradient takes lr * decay of it, and nothing of the rest."""
+    params = {"a": {name: jnp.full(2, 3.0) for name in ("kernel", "embedding", "scale")}}
+    config = config_of(steps=10**9, weight_decay=0.5, decays=("kernel", "embedding"))
+    (updates,) = updates_of(config, params, [jax.tree.map(jnp.zeros_like, params)])
+    for name, moved in (("kernel", -0.15), ("embedding", -0.15), ("scale", 0.0)):
+        np.testing.assert_allclose(updates["a"][name], moved, rtol=1e-6)
+    with pytest.raises(UserError, match=r"config.optim.decays: no parameter is named 'embeding'"):
+        optim.make_optimizer(config_of(decays=("embeding",)), {"kernel": "main"})
+
+
 def test_every_group_has_its_settings():
     labels = {"a": "main", "b": "disc"}
     with pytest.raises(UserError, match=r"config.optim_disc is missing: .*'disc' need it"):
