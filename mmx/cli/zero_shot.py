@@ -54,8 +54,6 @@ def run(args) -> int:
         zero_shot.check_templates(templates, f"--templates={args.templates}")
     data_dir = args.data_dir or config.data.data_dir
     split = args.split or "test"
-    if args.probe:
-        _check_apart(args.probe, split)
     source = open_source(args.zero_shot, split, data_dir)
     names, labels = _labels(source, args.zero_shot)
     if args.classes:
@@ -71,6 +69,7 @@ def run(args) -> int:
     learned = None
     if args.probe:
         learned = open_source(args.zero_shot, args.probe, data_dir)
+        _check_apart(args.probe, split, source.info.splits)
         there, known = _labels(learned, args.zero_shot)
         if there != names:
             raise UserError(
@@ -135,23 +134,21 @@ def _score(run_dir: RunDir, step: int, ledger, recipe: str, scores, tag: str) ->
         writer.close()
 
 
-def _check_apart(probe: str, split: str) -> None:
+def _check_apart(probe: str, split: str, sizes) -> None:
     """A classifier is not asked about what it learned from. Of one split, two slices may be named.
 
     Raises:
       UserError: an image may be in both.
     """
-    from mmx.data.source import split_parts
+    from mmx.data.source import share
 
-    for learned, _ in split_parts(probe):
-        for asked, _ in split_parts(split):
-            same = learned.partition("[")[0] == asked.partition("[")[0]
-            if same and (learned == asked or "[" not in learned or "[" not in asked):
-                raise UserError(
-                    f"--probe={probe}: the classifier would be scored on what it learned from "
-                    f"(--split={split}); name another split, or slices apart: --probe "
-                    f"'{learned.partition('[')[0]}[:80%]' --split '{asked.partition('[')[0]}[80%:]'"
-                )
+    if share(probe, split, sizes):
+        name = split.partition("[")[0].partition("+")[0].partition("*")[0]
+        raise UserError(
+            f"--probe={probe}: the classifier would be scored on what it learned from "
+            f"(--split={split}); name another split, or slices apart: --probe '{name}[:80%]' "
+            f"--split '{name}[80%:]'"
+        )
 
 
 def _labels(source, spec: str):

@@ -114,6 +114,8 @@ def test_zero_shot_and_probe_on_a_folder(own, tmp_path, capsys, monkeypatch):
         ("train[:50%]", "train"),
         ("train", "train[:50%]"),
         ("test+train[:9]", "train[:9]"),
+        ("train[:50%]", "train[40%:]"),
+        ("train[:3]", "test+train[2:4]*2"),
     ):
         told = refused("--probe", learned, "--split", asked)
         assert f"--probe={learned}: the classifier would be scored on what it learned from" in told

@@ -300,6 +300,27 @@ def test_splits_join_and_repeat(root):
     assert texts == first * 3 + rest
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "shared"),
+    [
+        ("train", "train", True),
+        ("train", "test", False),
+        ("train[:50%]", "train[40%:]", True),
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:3]", "test+train[2:4]*2", True),
+        ("train[:3]", "test+train[3:4]*2", False),
+        ("train[-10:]", "train[:90]", False),
+        ("train[-11:]", "train[:90]", True),
+        ("train[1shard:]", "train[:9]", True),  # may be
+    ],
+)
+def test_what_two_splits_share(a, b, shared):
+    from mmx.data.source import share
+
+    sizes = {"train": 100, "test": 20}
+    assert share(a, b, sizes) == share(b, a, sizes) == shared
+
+
 @pytest.mark.parametrize("split", ["train*0", "train*x", "train*-1", "train*"])
 def test_a_wrong_count_of_repeats_is_refused(root, split):
     with pytest.raises(UserError, match="how often"):
