@@ -24,6 +24,10 @@ class Conv(nn.Module):
       kernel_init: of the kernel.
       stride: of the window, whose odd size is then padded by half of it on every side, as PyTorch
         does (JAX's "SAME" pads right and below alone).
+
+    Raises:
+      ValueError: a stride of another window than an odd one from 3 on. (Of the published towers
+        only the ResNet's first convolution strides, by 2 and 3x3.)
     """
 
     features: int
@@ -36,6 +40,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        if self.stride > 1 and (self.size == 1 or self.size % 2 == 0):
+            raise ValueError(f"stride {self.stride} needs an odd window from 3 on, not {self.size}")
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, (None, None, *self.names)),

@@ -25,7 +25,8 @@ class MultiHeadAttention(nn.Module):
       features: width of the result; that of ``x`` when 0.
       causal: position i attends to positions up to i; of self-attention only.
       dtype: of the computation.
-      out_std: deviation of the output kernel at the start; D^-1/2 when 0, as q, k and v.
+      out_std: deviation of the output kernel at the start; D^-1/2 when 0, as q, k and v (so
+        OpenAI's code starts its ResNet's attention pooling).
     """
 
     heads: int
@@ -61,7 +62,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, dense; deviations at the start as CLIP's code has them."""
+    """Dense, activation, dense; deviations at the start as CLIP's text tower has them."""
 
     hidden: int
     activation: str
@@ -134,7 +135,9 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
-        # CLIP's code: what a branch adds shrinks with the number of branches, 2 * depth.
+        # OpenAI's code (initialize_parameters), for the text tower: what a branch adds shrinks with
+        # the number of branches, 2 * depth. Its image tower is left at PyTorch's defaults; ours
+        # starts as the text does.
         out_std = x_BLD.shape[-1] ** -0.5 * (2 * self.depth) ** -0.5
         stack = scan_layers(EncoderBlock, self.depth, self.remat)(
             self.heads,

@@ -121,6 +121,9 @@ def read_config(repository: Repository) -> Published:
         for field in (*_SIZES, *more)
     }
     _check_sizes(file, sizes)
+    if kind == "siglip" and text["vocab_size"] == 256_000:  # SigLIP 2 says "siglip" as well
+        told = f"{file}: text_config.vocab_size=256000 is of SigLIP 2, whose ids are not read"
+        raise UserError(f"{told}: take a SigLIP, as google/siglip-base-patch16-224")
     if image["image_size"] % image["patch_size"]:
         raise UserError(
             f"{file}: vision_config.patch_size={image['patch_size']} does not divide "

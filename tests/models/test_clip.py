@@ -270,16 +270,19 @@ def test_the_gradient_cache_changes_nothing(kind):
 def test_a_tiny_clip_learns_its_pairs(build):
     """With the gradient cache: it starts at the ln of the whole batch, and ends near 0."""
     changes = {"steps": 60, "optim.lr": 3e-3, "optim.warmup_steps": 5, "loss.cached": 4}
+    changes["optim.upper"] = {"logit_scale": np.log(14.5)}  # it starts at 14.3, and would rise
     task = build.clip(changes=changes)
     state, update = build.trainer(task)
     batch = build.rows(task, 16)
-    found = []
+    found, scales = [], []
     for _ in range(30):
         state, metrics = update(state, batch)
         found.append(float(metrics["loss/total"]))
+        scales.append(float(metrics["logits/scale"]))
     assert found[0] == pytest.approx(np.log(16), abs=0.9)
     assert found[-1] < 0.1
-    assert float(metrics["scale"]) <= 100 + 1e-3
+    assert scales[0] == pytest.approx(1 / 0.07) and max(scales) == pytest.approx(14.5)
+    assert metrics.keys() >= {"logits/scale", "pairs/cosine"} and "logits/bias" not in metrics
 
 
 def test_what_cannot_work_is_refused_by_name(build):

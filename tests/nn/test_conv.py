@@ -48,6 +48,19 @@ def test_conv(size, use_bias):
         np.testing.assert_allclose(y[b], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_stride_takes_every_other_place_of_the_same_window(size):
+    params, y = init_apply(Conv(5, size, stride=2), X)
+    expected = convolve(X[0], params["kernel"])[::2, ::2]
+    np.testing.assert_allclose(y[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_stride_of_a_window_without_a_middle_or_a_border_is_refused(size):
+    with pytest.raises(ValueError, match=f"needs an odd window from 3 on, not {size}"):
+        Conv(5, size, stride=2).init(jax.random.key(0), X)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(4, 4), (48, 16), (64, 32)])
 def test_group_norm(channels, groups):
     x = RNG.normal(3, 2, size=(2, 3, 4, channels)).astype(np.float32)

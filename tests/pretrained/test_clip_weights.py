@@ -109,6 +109,15 @@ def test_the_published_configs_are_read_as_they_are(tmp_path):
     assert (large.vocab_size, large.max_len, large.eot_id) == (49408, 77, None)
 
 
+def test_siglip_2_is_refused_though_it_calls_itself_siglip(tmp_path):
+    """Its towers would fit; but ids of its tokenizer mean other words."""
+    text = {"vocab_size": 256000}
+    config = {"model_type": "siglip", "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"vocab_size=256000 is of SigLIP 2, .* take a SigLIP"):
+        load_published(Repository(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -254,6 +254,21 @@ def test_muse_and_its_tokenizer_agree_on_every_mesh(data_dir, vqgan_run, tmp_pat
                 )
 
 
+def test_clip_agrees_on_a_mesh(data_dir, tmp_path):
+    """The ring and the gradient cache over all axes; every row is a negative of every other."""
+    from mmx.core.config import load_config
+    from mmx.models.registry import make_task
+
+    config = load_config("clip/openmoji64:tiny")
+    with config.unlocked():
+        config.data.data_dir = str(data_dir)
+        config.loss.update(form="ring", cached=2)
+    task = make_task(config, open_or_create(tmp_path / "clip", config))
+    one_device, found = (three_steps(task, config, mesh_of(*s)) for s in (MESHES[4], MESHES[2]))
+    for tag in ("loss/total", "grad_norm/main", "logits/scale", "pairs/cosine"):
+        np.testing.assert_allclose(found[tag], one_device[tag], rtol=1e-4, err_msg=tag)
+
+
 def three_steps(task, config, mesh) -> dict[str, list[float]]:
     """Metrics of the first steps of a run: what the loop computes, without what it reports."""
     made = plan.plan_training(task, config, mesh)

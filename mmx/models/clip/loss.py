@@ -61,4 +61,5 @@ def pair_loss(config, image_BE, text_BE, log_scale, bias) -> tuple[jax.Array, di
     """The loss of ``config.loss`` -> (scalar in nats, metrics)."""
     loss = contrastive_loss(config.kind, config.form, image_BE, text_BE, log_scale, bias)
     cosine = (image_BE * text_BE).sum(-1).mean()
-    return loss, {"scale": jnp.exp(log_scale), "bias": bias, "cosine_of_pairs": cosine}
+    metrics = {"logits/scale": jnp.exp(log_scale), "pairs/cosine": cosine}
+    return loss, metrics | ({"logits/bias": bias} if config.kind == "sigmoid" else {})

@@ -65,12 +65,13 @@ class Retrieval:
       task, mesh: whose, where.
       split: of the config's data.
       limit: the first ones only; the smaller the gallery, the easier.
+      source: of the split, where it is open already.
     """
 
-    def __init__(self, task, mesh, split: str, limit: int):
+    def __init__(self, task, mesh, split: str, limit: int, source=None):
         self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
         data = task.config.data
-        self.source = open_source(data.source, split, data.data_dir)
+        self.source = source or open_source(data.source, split, data.data_dir)
 
     def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
         """Yields ``<split>/image_to_text_r1`` and so on."""
@@ -136,7 +137,7 @@ def report(task, run: OpenRun, seed: int) -> Report:
     held_out = next((s for s in reversed(task.config.eval.splits) if s in splits), "train")
     scores, sections = {}, []
     for split, examples in splits.items():
-        of = _Of(task, run.mesh, split, examples)
+        of = Retrieval(task, run.mesh, split, MAX_EXAMPLES, examples)
         found, image_NE, text_NE, captions = of.scores(run.params, run.extra)
         scores |= {f"{split}/{name}": score for name, score in found.items()}
         if split == held_out:
@@ -153,14 +154,6 @@ def report(task, run: OpenRun, seed: int) -> Report:
             "attribution": attribution,
         },
     )
-
-
-class _Of(Retrieval):
-    """:class:`Retrieval` on examples that are open already."""
-
-    def __init__(self, task, mesh, split: str, source):
-        self.task, self.mesh, self.split, self.source = task, mesh, split, source
-        self.limit = MAX_EXAMPLES
 
 
 def _sections(examples, image_NE, text_NE, captions, seed: int) -> list[Section]:
