@@ -45,21 +45,23 @@ def write_comparison(folder: "Path", shown: "Comparison") -> None:
 
     The same tags in all of them, the steps of the checkpoints, so that sliders of one picture stop
     side by side: one image a prompt, all of a checkpoint as one, and all of a run as one. HPARAMS
-    has what differs and the last scores.
+    has what differs and the last scores. A score of another recipe has another name.
     """
     import numpy as np
 
     from mmx.eval.tile import tile
     from mmx.train.metrics import Writer
 
+    of = {(c.run, c.step): scores for c, scores in zip(shown.columns, shown.scores_of())}
     for i, (run, columns) in enumerate(shown.groups()):
         (folder / run).mkdir(parents=True, exist_ok=True)
         writer = Writer(folder / run)
-        scores = {name: "low" in line for c in columns for name, line in c.scores.items()}
+        scores = {n: "low" in line for c in columns for n, line in of[run, c.step].items()}
         if i == 0:
-            writer.layout(0, layout(scores.items()))
+            every = {n: "low" in line for lines in of.values() for n, line in lines.items()}
+            writer.layout(0, layout(every.items()))
         for column in columns:
-            write_scores(writer, column.step, column.scores)
+            write_scores(writer, column.step, of[run, column.step])
             if column.images is not None:
                 _write_images(writer, column, shown.rows)
         if columns[-1].images is not None:

@@ -65,20 +65,35 @@ class Comparison:
     def score_rows(self) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
         """(metric, the line of each column or None).
 
-        Only what was made by one recipe stands in one row: where the recipes of a metric differ
-        (other data, say), each has a row and its name says which.
+        Only what was made by one recipe, of as many items, stands in one row: where these differ
+        (other data, another network, say), each has a row and its name says which.
         """
-        recipes: dict[str, dict[str, None]] = {}
+        made: dict[str, dict[tuple, None]] = {}
         for column in self.columns:
             for name, line in column.scores.items():
-                recipes.setdefault(name, {})[line["recipe"]] = None
+                made.setdefault(name, {})[_made(line)] = None
         rows = []
-        for name, of in recipes.items():
-            for recipe in of:
+        for name, of in made.items():
+            for recipe, n in of:
                 lines = [column.scores.get(name) for column in self.columns]
-                lines = [line if line and line["recipe"] == recipe else None for line in lines]
-                rows.append((name if len(of) == 1 else f"{name} on {recipe}", lines))
+                lines = [line if line and _made(line) == (recipe, n) else None for line in lines]
+                which = f" on {recipe}" if len({r for r, _ in of}) > 1 else ""
+                if len({m for r, m in of if r == recipe}) > 1:
+                    which += f", n = {n}"
+                rows.append((f"{name}{which}", lines))
         return rows
+
+    def scores_of(self) -> list[dict[str, Mapping[str, Any]]]:
+        """Of each column its lines by the names of :meth:`score_rows`: one chart of TensorBoard
+        holds only what can be compared."""
+        return [
+            {name: lines[i] for name, lines in self.score_rows() if lines[i]}
+            for i in range(len(self.columns))
+        ]
+
+
+def _made(line: Mapping[str, Any]) -> tuple:
+    return line["recipe"], line.get("n")
 
 
 def differences(

@@ -114,6 +114,18 @@ def test_what_was_measured_otherwise_stands_in_another_row(shown):
         ["use on data 1", "0", "0.125", "-", "-"],
         ["use on data 2", "-", "-", "0.5", "-"],
     ]
+    assert [sorted(of) for of in shown.scores_of()] == [
+        ["recall", "use on data 1"], ["recall", "use on data 1"], ["recall", "use on data 2"],
+        ["recall"],
+    ]  # fmt: skip
+
+
+def test_what_was_measured_on_fewer_images_stands_in_another_row(shown):
+    for column, n in zip(shown.columns, (256, 256, 150, 256)):
+        column.scores["use"] = line(0.5, n=n)
+    rows = [[c["text"] for c in row] for row in Page(page(shown)).tables[1][3:]]
+    assert rows == [["use, n = 256", "0.5", "0.5", "-", "0.5"],
+                    ["use, n = 150", "-", "-", "0.5", "-"]]  # fmt: skip
 
 
 def test_nothing_comes_from_outside_and_nothing_runs(shown):
