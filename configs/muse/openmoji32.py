@@ -80,6 +80,7 @@ def get_config(arg=""):
         splits=("test",),
         examples=256,
         metrics=("kid_mobilenetv2_96px", "precision_recall_mobilenetv2_96px"),
+        scorer="",
     )
     c.log_every = 10 if tiny else 100
     c.eval_every = 10 if tiny else 900

@@ -108,7 +108,12 @@ def get_config(arg=""):
         ema=0.0,  # ours
     )
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
-    c.eval = dict(splits=("test",), examples=64 if tiny else 5000)
+    c.eval = dict(
+        splits=("test",),
+        examples=64 if tiny else 5000,
+        metrics=("kid_mobilenetv2_96px", "ssim"),
+        scorer="",
+    )
     c.log_every = 10 if tiny else 100
     c.eval_every = 10 if tiny else 10_000
     c.preview_every = 10 if tiny else 5000

@@ -66,7 +66,12 @@ def get_config(arg=""):
         accum=1,
     )
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
-    c.eval = dict(splits=("test",), examples=64 if tiny else 256)
+    c.eval = dict(
+        splits=("test",),
+        examples=64 if tiny else 256,
+        metrics=("kid_mobilenetv2_96px", "ssim"),
+        scorer="",
+    )
     c.log_every = 10 if tiny else 50
     c.eval_every = 10 if tiny else 1000
     c.preview_every = 10 if tiny else 1000

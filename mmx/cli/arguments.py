@@ -44,6 +44,21 @@ def scale(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
 
 
+def add_metrics(parser) -> None:
+    """``--metrics`` and ``--scorer``, of the verbs that score."""
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME,NAME",
+        type=lambda text: [name for name in text.split(",") if name],
+        help="beside the report (default: config.eval.metrics)",
+    )
+    parser.add_argument(
+        "--scorer",
+        metavar="CLIP_RUN[@STEP]",
+        help="the CLIP of clip_score and cmmd (default: config.eval.scorer)",
+    )
+
+
 def prompts(file: str) -> list[str]:
     """The lines of the file that ``--prompts`` names, without empty ones.
 

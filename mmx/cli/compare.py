@@ -29,7 +29,8 @@ examples:
 A run without @STEP stands for up to six of its checkpoints, those that the runs have in common and
 its newest. Picture i is what `mmx sample RUN@STEP --prompts FILE` draws as its picture i; image
 tokenizers rebuild the same held-out images. Scores are those of `mmx evaluate`: what is
-missing is computed and kept. Makes a page (index.html; nothing else is needed to see it), a picture
+missing is computed and kept; what was measured by other networks, or on other or fewer images, is
+in a row of its own. Makes a page (index.html; nothing else is needed to see it), a picture
 of it (sheet.png), prompts.txt, and a folder for TensorBoard.
 """
 _STEPS = 6  # ours: checkpoints of a run that is named without a step
@@ -46,6 +47,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--out", metavar="FOLDER", help="where it goes (default: RUN/comparison of the first run)"
     )
+    arguments.add_metrics(parser)
     parser.add_argument("--data_dir", help="where the data is now, if not where it was in training")
 
 
@@ -68,7 +70,8 @@ def run(args) -> int:
 
     from mmx.cli.scoring import Scorer
 
-    scorers = [Scorer(r.dir, args.seed, args.data_dir) for r in runs]
+    named = (args.metrics, args.scorer)
+    scorers = [Scorer(r.dir, args.seed, args.data_dir, *named) for r in runs]
     with preemption.watch((signal.SIGTERM,)):
         try:
             _score(runs, scorers)

@@ -1,5 +1,6 @@
 """Score a run and draw what it has learned; everything is read from the run directory."""
 
+import math
 import signal
 import sys
 import time
@@ -18,19 +19,29 @@ examples:
   mmx evaluate runs/clip --zero-shot tfds:caltech101 --probe train
   mmx evaluate runs/muse --every-checkpoint
   mmx evaluate gs://bucket/muse --follow
+  mmx evaluate runs/muse --metrics kid_mobilenetv2_96px,clip_score --scorer runs/clip
 
 A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run its PSNR and
 codebook use on each split, and images beside their reconstructions; of a split, the first 5,000
 examples: config.eval.examples is how many of them the scores during training see, and is not read
 here. Nor is config.eval.splits by a Muse run, which reports on every split. The scores go to
 RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each checkpoint is scored once: the
-same command again shows what is there.
+same command again shows what is there, and computes what is missing alone, as a metric that is
+named later, or whose network came later (`mmx prepare features`).
+
+Metrics are those of config.eval.metrics: of what a Muse run draws, of what a tokenizer rebuilds.
+clip_score and cmmd need a CLIP that scores (config.eval.scorer); one that guided, taught or ordered
+the pictures (`mmx rerank`) is not to score them.
 
 --follow scores each checkpoint as training writes it, on this machine or on another that sees the
-folder or bucket, and ends with the last step. It writes nothing that training reads; a checkpoint
-that training removes before it was read, or that is half there, is named and not counted. Stopped
+folder or bucket. It ends with the last step, when training has said that its loss is not finite,
+and after --idle MINUTES without a checkpoint: a training that was stopped or killed may go on. It
+writes nothing that training reads; a checkpoint that training removes before it was read, or that
+is half there, is named and not counted; a run with config.offline_ema averages the checkpoints that
+are left, so its scores depend on when they are made. Stopped
 (SIGTERM, Ctrl-C: exit code 75), the same command goes on. One evaluator a run: on one machine a
-second is refused; in a bucket, or from another machine, two can lose lines of each other.
+second is refused; in a bucket, or from another machine, two can lose lines of each other. It is one
+process on the devices of one machine: beside a training on many hosts it needs one of its own.
 """
 _POLL = 10.0  # ours: seconds between two looks for a checkpoint
 _PATIENCE = 300.0  # ours: seconds that what came half may take to become whole, after the last step
@@ -43,6 +54,13 @@ def add_arguments(parser):
     several.add_argument(
         "--follow", action="store_true", help="all, and those that training is still to write"
     )
+    parser.add_argument(
+        "--idle",
+        metavar="MINUTES",
+        type=arguments.count,
+        help="end --follow when no checkpoint came for so long (default: never)",
+    )
+    arguments.add_metrics(parser)
     parser.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
     parser.add_argument("--data_dir", help="where the data is now, if not where it was in training")
     zero_shot.add_arguments(parser)
@@ -53,6 +71,8 @@ def run(args) -> int:
         if args.follow or args.every_checkpoint:
             raise UserError("--zero-shot is of one checkpoint: name it, RUN@STEP")
         return zero_shot.run(args)
+    if args.idle and not args.follow:
+        raise UserError(f"--idle={args.idle} is for --follow, which is not given")
     for flag in ("split", "classes", "templates", "probe"):
         if getattr(args, flag) is not None:
             raise UserError(
@@ -61,14 +81,14 @@ def run(args) -> int:
     run_dir, step = parse_run(args.run_dir, may_wait=args.follow)
     if step is not None and (args.follow or args.every_checkpoint):
         raise UserError(f"{args.run_dir}: --every-checkpoint and --follow are of all; name no step")
-    scorer = Scorer(run_dir, args.seed, args.data_dir)
+    scorer = Scorer(run_dir, args.seed, args.data_dir, args.metrics, args.scorer)
     if not (args.follow or args.every_checkpoint):
         step = run_dir.steps()[-1] if step is None else step
         if not scorer.is_complete(step):
             _score_one(scorer, step)
         _print(scorer, step)
         return 0
-    loop = _Follower(scorer, args.follow)
+    loop = _Follower(scorer, args.follow, args.idle)
     if not loop.is_over():
         scorer.prepare()
         with evaluate_alone(run_dir), preemption.watch() as stop:
@@ -106,10 +126,12 @@ class _Follower:
     Args:
       scorer: of the run.
       waits: whether to look again until training has come to its end; else all that is there.
+      idle: minutes without a checkpoint after which that is over; None: never.
     """
 
-    def __init__(self, scorer: Scorer, waits: bool):
+    def __init__(self, scorer: Scorer, waits: bool, idle: int | None = None):
         self.scorer, self.dir, self.waits = scorer, scorer.dir, waits
+        self._idle = math.inf if idle is None else 60.0 * idle
         self.unread: dict[int, tuple] = {}  # step -> how its files were when it could not be read
         self._seen: set[int] = set()
         self._gone: set[int] = set()
@@ -137,6 +159,8 @@ class _Follower:
 
     def run(self, stop: preemption.Watch) -> None:
         """Until :meth:`is_over`, or what is left cannot be read. Raises Interrupted."""
+        from mmx.train.goodput import ending
+
         told, since = None, time.monotonic()
         while True:
             for step in self._open():
@@ -148,12 +172,20 @@ class _Follower:
                 continue  # came meanwhile
             steps = self.dir.steps()
             last, end = (steps[-1] if steps else 0), self.dir.config().steps
-            if not self.waits or (last >= end and time.monotonic() - since > _PATIENCE):
+            waited, why = time.monotonic() - since, ending(self.dir)
+            if not self.waits or (last >= end and waited > _PATIENCE):
                 return
-            if told != last:
+            if last < end and why == "NonFinite":
+                _say(f"training ended at step {last} of {end}: its loss or gradient is not finite")
+                return
+            if waited > self._idle:
+                _say(f"no checkpoint came for {waited / 60:.0f} min (step {last} of {end})")
+                return
+            if told != (last, why):
                 what = "for what is not whole yet" if last >= end else "for the next checkpoint"
-                _say(f"waiting {what} (step {last} of {end}; looking every {_POLL:.0f} s)")
-                told = last
+                stopped = f"training has stopped, {why}; " if why not in ("", "done") else ""
+                _say(f"waiting {what} (step {last} of {end}; {stopped}looking every {_POLL:.0f} s)")
+                told = (last, why)
             with stop.waiting():
                 time.sleep(_POLL)
 

@@ -15,7 +15,8 @@ examples:
   mmx rerank runs/clip a.png b.png --prompt "red heart" --json -
 
 A picture's prompt is what `mmx sample` wrote into its file; --prompt is for all of them. Prints,
-prompt by prompt, the cosine of picture and prompt, the best first.
+prompt by prompt, the cosine of picture and prompt, the best first. That is no score of what was
+chosen: a CLIP that chose pictures likes them. `mmx evaluate --scorer` takes another one.
 """
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -171,8 +171,11 @@ def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
     from mmx.models import registry
 
     registry.check_family(config)
-    if init_from and not workdir.steps():
-        parse_run(init_from)
+    if not workdir.steps():
+        if init_from:
+            parse_run(init_from)
+        if scorer := config.get("eval", {}).get("scorer"):
+            registry.check_embeds(parse_run(scorer)[0].config(), f"config.eval.scorer={scorer}")
     pinned = keeps_stages(workdir, config) and (workdir.stage("codec") / "pin.json").is_file()
     if "codec" in config and not pinned:
         if not config.codec.run:

@@ -30,6 +30,7 @@ RESUME_ALLOWED = (
     "keep",
     "codec.config",
     "eval.metrics",
+    "eval.scorer",
     "data.data_dir",
     "data.threads",
 )

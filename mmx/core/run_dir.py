@@ -18,6 +18,7 @@ RUN/.lock              held by the process that trains
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -128,6 +129,16 @@ class RunDir:
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, without opening Orbax."""
         return finished_steps(self.checkpoints)
+
+    def identity(self, step: int) -> str:
+        """Eight digits that tell the weights of a step from all others, and stay in a copy of it.
+
+        They are of the names and sizes of its files, without reading any: the data files of Orbax
+        (OCDBT) have random names of 128 bits, so no two saves share one.
+        """
+        files = storage.versions(self.checkpoints / str(step) / "model")
+        names = sorted(f"{name.rpartition('/model/')[2]} {files[name][0]}" for name in files)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
     def data(self) -> dict[str, Any] | None:
         """``{"directory", "splits", "fingerprint"}`` of what it learns from; None: not recorded.

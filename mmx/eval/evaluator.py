@@ -4,7 +4,9 @@
     result(state) -> {name: value}
 
 A state is immutable, lives on the host and counts in float64. Batches may be cut in any way, and
-shards merged in any order: the result is the same but for rounding. B rows of a batch.
+shards merged in any order: the result is the same but for rounding. `mmx evaluate` is one process
+and merges nothing; whoever cuts a large set over many takes every n-th batch in each, and `merged`.
+B rows of a batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,16 +63,25 @@ def run(evaluators: Sequence[Evaluator], batches: Iterable[Batch]) -> Scores:
     Raises:
       UserError: a batch lacks what an evaluator needs, or has no row.
     """
+    scores: Scores = {}
+    for e, state in zip(evaluators, states_of(evaluators, batches)):
+        scores |= e.result(state)
+    return scores
+
+
+def states_of(evaluators: Sequence[Evaluator], batches: Iterable[Batch]) -> list[Any]:
+    """One pass of the batches -> the state of each evaluator.
+
+    Raises:
+      UserError: a batch lacks what an evaluator needs.
+    """
     states = [e.init() for e in evaluators]
     for batch in batches:
         for e in evaluators:
             if missing := [name for name in e.needs if name not in batch]:
                 raise UserError(f"{e.name} needs {', '.join(missing)}, which is not measured here")
         states = [e.update(state, batch) for e, state in zip(evaluators, states)]
-    scores: Scores = {}
-    for e, state in zip(evaluators, states):
-        scores |= e.result(state)
-    return scores
+    return states
 
 
 def merged(evaluator: Evaluator, states: Sequence[Any]) -> Any:
@@ -95,16 +106,13 @@ class Mean(NamedTuple):
     squares: float = 0.0
 
 
-def mean_of(
-    name: str, needs: tuple[str, ...], score: Callable[..., np.ndarray], what: str = ""
-) -> Evaluator:
+def mean_of(name: str, needs: tuple[str, ...], score: Callable[..., np.ndarray]) -> Evaluator:
     """The mean over rows of a number a row, with a normal 95 % interval.
 
     Args:
       name: of the score.
       needs: names of a batch; `score` gets their rows in this order.
       score: rows -> float [B].
-      what: the evaluator's name, where it is not the score's.
     """
 
     def update(state: Mean, batch: Batch) -> Mean:
@@ -126,12 +134,22 @@ def mean_of(
     def result(state: Mean) -> Scores:
         if not state.n:
             raise UserError(f"{name}: no row to measure")
-        half = 0.0
-        if state.n > 1:
-            half = _Z * (state.squares / (state.n - 1) / state.n) ** 0.5
-        return {name: Score(state.mean, state.mean - half, state.mean + half, state.n)}
+        return {name: _normal(state)}
 
-    return Evaluator(what or name, needs, Mean, update, merge, result)
+    return Evaluator(name, needs, Mean, update, merge, result)
+
+
+def mean(values: np.ndarray) -> Score:
+    """The mean of [N] numbers, one a row, with a normal 95 % interval."""
+    centre = float(np.mean(values))
+    return _normal(Mean(len(values), centre, float(((values - centre) ** 2).sum())))
+
+
+def _normal(state: Mean) -> Score:
+    half = 0.0
+    if state.n > 1:
+        half = _Z * (state.squares / (state.n - 1) / state.n) ** 0.5
+    return Score(state.mean, state.mean - half, state.mean + half, state.n)
 
 
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmx.eval.images import to_uint8
+from mmx.eval.images import as_uint8
 from mmx.eval.sets import Features
 from mmx.pretrained import networks
 
@@ -78,8 +78,3 @@ class Extractor:
         for images in batches:
             features = features.add(self(images))
         return features
-
-
-def as_uint8(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images)
-    return images if images.dtype == np.uint8 else to_uint8(images)

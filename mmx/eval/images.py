@@ -42,6 +42,12 @@ def as_float(images: np.ndarray) -> np.ndarray:
     return np.clip(np.asarray(images, np.float32), -1, 1)
 
 
+def as_uint8(images: np.ndarray) -> np.ndarray:
+    """uint8 images as they are, float ones in [-1, 1] through `to_uint8`."""
+    images = np.asarray(images)
+    return images if images.dtype == np.uint8 else to_uint8(images)
+
+
 def finite(image: np.ndarray) -> np.ndarray:
     """An image in [-1, 1] of a model that may be broken: grey for nan, the ends for infinities."""
     return np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=-1.0)

@@ -3,10 +3,12 @@
 A line for each score::
 
     {"step": 300, "metric": "test/psnr", "value": 21.6, "low": 21.4, "high": 21.8, "n": 180,
-     "evaluator": "report", "recipe": "openmoji/32 (1a2b3c4d), ...", "seed": 0}
+     "evaluator": "report", "recipe": "tfds:openmoji/32 (1a2b3c4d)", "seed": 0}
 
-An evaluator gives one score or many; they are written together, so a line of it says that all are
-there. Scores of one metric can be compared where their recipes are equal.
+An evaluator is the report of a run, or a metric by name (`mmx.eval.metrics`); the recipe of that
+says its network, a hash of the weights, the images that it compares and their data. It gives one
+score or many; they are written together, so a line of it says that all are there. Scores of one
+metric can be compared where recipe and n are equal.
 
 One writer at a time: the file is read, and written whole with what is new. Two writers lose nothing
 one after the other; in the same moment the later one's file stands, without the other's lines. What
@@ -79,11 +81,17 @@ class Ledger:
         return bool(self.scores(step, seed, {evaluator: recipe}))
 
     def add(
-        self, step: int, seed: int, evaluator: str, recipe: str, scores: Mapping[str, Score | float]
+        self,
+        step: int,
+        seed: int,
+        evaluator: str,
+        recipe: str,
+        scores: Mapping[str, Score | float],
+        n: int | None = None,
     ) -> None:
         """Keep what an evaluator gave, whole or not at all; takes the place of the same before."""
         key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
-        new = as_lines(step, seed, evaluator, recipe, scores)
+        new = as_lines(step, seed, evaluator, recipe, scores, n)
         self.refresh()
         same = lambda line: line["step"] == step and all(line[k] == v for k, v in key.items())
         self.lines = [line for line in self.lines if not same(line)] + new
@@ -92,11 +100,17 @@ class Ledger:
 
 
 def as_lines(
-    step: int, seed: int, evaluator: str, recipe: str, scores: Mapping[str, Score | float]
+    step: int,
+    seed: int,
+    evaluator: str,
+    recipe: str,
+    scores: Mapping[str, Score | float],
+    n: int | None = None,
 ) -> list[dict[str, Any]]:
-    """What :meth:`Ledger.add` keeps, a line a metric."""
+    """What :meth:`Ledger.add` keeps, a line a metric; ``n`` is of scores that do not say it."""
     key = {"evaluator": evaluator, "recipe": recipe, "seed": seed}
-    return [{"step": step, "metric": m, **_plain(s), **key} for m, s in scores.items()]
+    counted = {} if n is None else {"n": n}
+    return [{"step": step, "metric": m, **counted, **_plain(s), **key} for m, s in scores.items()]
 
 
 def _plain(score: Score | float) -> dict[str, Any]:

@@ -3,13 +3,16 @@
     evaluators = make(("kid_mobilenetv2_96px", "psnr", "ssim"))
     scores = evaluator.run(evaluators, batches)    # {"kid_mobilenetv2_96px": Score, ...}
 
-What a batch holds is said at `evaluator.Evaluator`. The recipe of a number is in its name. Every
-distance between sets comes with the same distance of true images (`/real_vs_real`: no model can be
-expected to do better) and of true images that were blurred (`/blurred`: what must score worse).
+Each name is an evaluator of its own, so one that is named later is computed alone. What a batch
+holds is said at `evaluator.Evaluator`. The recipe of a number is in its name. Every distance
+between sets comes with the same distance of true images (`/real_vs_real`: no model can be expected
+to do better) and of true images that were blurred (`/blurred`: what must score worse).
+
+Importing this starts no jax: what is scored already is shown without it.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,13 +21,11 @@ from PIL import Image, ImageFilter
 
 from mmx.core.errors import UserError, choose
 from mmx.eval import captions, frechet, images, kernels, manifold, sets
+from mmx.eval.clip_score import clip_score
 from mmx.eval.evaluator import Batch, Evaluator, Scores, mean_of, rows
-from mmx.eval.features import Extractor, InBatches, as_uint8
-from mmx.pretrained import lpips, networks
-from mmx.pretrained.networks import NETWORKS
-from mmx.pretrained.weights import weights_file
+from mmx.pretrained.weights import FEATURES, digest, weights_file
 
-Sets = Mapping[str, Any]  # field -> Moments or Features
+Sets = dict[str, Any]  # field -> Moments or Features
 _BLUR = 1 / 32  # ours: the gaussian's sigma over the width of the image, 2 pixels of 64
 
 
@@ -32,7 +33,7 @@ class Embedder(NamedTuple):
     """An image-text model that scores: one that did not guide, teach or choose what it scores.
 
     Attributes:
-      name: of model and run or revision; part of a score's name.
+      name: of its run and step; part of a score's name.
       image: uint8 or float images [B, H, W, 3] -> float [B, D].
       text: B texts -> float [B, D].
     """
@@ -42,11 +43,34 @@ class Embedder(NamedTuple):
     text: Callable[[Sequence[str]], np.ndarray]
 
 
+class PerBatch:
+    """Features of a batch's pictures, made once for all metrics that read them.
+
+    Args:
+      recipe: of the features.
+      extract: images -> features [B, D].
+    """
+
+    def __init__(self, recipe: str, extract: Callable[[np.ndarray], np.ndarray]):
+        self.recipe, self._extract = recipe, extract
+        self._batch: Batch | None = None
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, batch: Batch, field: str) -> np.ndarray:
+        """Of a field of `evaluator.Evaluator`, or of "blurred", which is `real` through `blur`."""
+        if batch is not self._batch:  # held, so that no other batch can be taken for it
+            self._batch, self._known = batch, {}
+        if field not in self._known:
+            of = blur(rows(batch, "real")) if field == "blurred" else rows(batch, field)
+            self._known[field] = self._extract(of)
+        return self._known[field]
+
+
 class SetMetric(NamedTuple):
     """A metric of sets of features.
 
     Attributes:
-      network: of `NETWORKS`, or the embedder's name.
+      network: how features are made, of `FEATURES`, or the embedder's name.
       score: (its name, sets) -> scores.
       blurred: does it look at blurred images?
       moments: are mean and covariance all that it needs? Then no features are kept.
@@ -92,29 +116,44 @@ SET_METRICS: dict[str, SetMetric] = {
     "fd_mobilenetv2_96px": SetMetric("mobilenetv2_96px", _frechet),
     **{
         f"fid_{recipe}": SetMetric(recipe, _frechet, moments=True)
-        for recipe in NETWORKS
+        for recipe in FEATURES
         if recipe.startswith("inception2015")
     },
-    **{f"kid_{recipe}": SetMetric(recipe, _KID) for recipe in NETWORKS},
+    **{f"kid_{recipe}": SetMetric(recipe, _KID) for recipe in FEATURES},
     **{
         f"precision_recall_{recipe}": SetMetric(recipe, _PRECISION, blurred=False)
-        for recipe in NETWORKS
+        for recipe in FEATURES
     },
     **{
         f"density_coverage_{recipe}": SetMetric(recipe, _DENSITY, blurred=False)
-        for recipe in NETWORKS
+        for recipe in FEATURES
     },
 }
 
 
-class _Given(NamedTuple):
-    data_dir: str | os.PathLike | None
-    embedder: Embedder | None
+class _Given:
+    """What evaluators are made of; networks are read once, when the first metric asks."""
 
-    def needed(self, name: str) -> Embedder:
-        if self.embedder is None:
+    def __init__(self, data_dir: str | os.PathLike | None, embedder: Embedder | None):
+        self.data_dir, self._embedder = data_dir, embedder
+        self._networks: dict[str, PerBatch] = {}
+
+    def features(self, network: str) -> PerBatch:
+        if network not in self._networks:
+            from mmx.eval.features import Extractor
+            from mmx.pretrained.networks import NETWORKS
+
+            extract = Extractor(NETWORKS[network], self.data_dir)
+            self._networks[network] = PerBatch(network, extract)
+        return self._networks[network]
+
+    def embedder(self, name: str) -> tuple[Embedder, PerBatch]:
+        """The embedder, and it as features. Raises UserError: none, for the metric of that name."""
+        if self._embedder is None:
             raise UserError(f"{name} needs an image-text model that scores, and none is named")
-        return self.embedder
+        known, name = self._networks, f"embedder {self._embedder.name}"
+        features = known.setdefault(name, PerBatch(self._embedder.name, self._embedder.image))
+        return self._embedder, features
 
 
 def _psnr(given: _Given) -> Evaluator:
@@ -126,6 +165,9 @@ def _ssim(given: _Given) -> Evaluator:
 
 
 def _lpips(given: _Given) -> Evaluator:
+    from mmx.eval.features import InBatches
+    from mmx.pretrained import lpips, networks
+
     fn = InBatches(lpips.distance, networks.load("lpips_vgg", given.data_dir))
 
     def score(real, image):
@@ -135,22 +177,14 @@ def _lpips(given: _Given) -> Evaluator:
 
 
 def _clip_score(given: _Given) -> Evaluator:
-    """2.5 max(cos, 0): arXiv 2104.08718 eq. 1. Its prompt is "A photo depicts" and the caption;
-    here the text is the caption as it is. Many papers print 100 times the cosine instead."""
-    embed = given.needed("clip_score")
-
-    def score(text, image):
-        pair = (np.asarray(x, np.float64) for x in (embed.text(text), embed.image(image)))
-        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in pair)
-        return 2.5 * (a * b).sum(1).clip(0)
-
-    return mean_of(f"clip_score_{embed.name}", ("text", "image"), score)
+    embed, features = given.embedder("clip_score")
+    return clip_score(f"clip_score_{embed.name}", features, embed.text)
 
 
 def _cmmd(given: _Given) -> Evaluator:
-    embed = given.needed("cmmd")
+    embed, features = given.embedder("cmmd")
     metric = SetMetric(embed.name, partial(_distance, kernels.cmmd))
-    return of_sets(embed.name, {f"cmmd_{embed.name}": metric}, embed.image)
+    return of_sets(f"cmmd_{embed.name}", metric, features)
 
 
 def _perplexity(given: _Given) -> Evaluator:
@@ -171,27 +205,39 @@ def _perplexity(given: _Given) -> Evaluator:
 
 
 class RowMetric(NamedTuple):
-    """A metric that shares nothing with others.
+    """Any other metric.
 
     Attributes:
       make: its evaluator.
       needs: what that reads of a batch.
+      file: of weights that it needs; "" for none.
       embedder: does it need an image-text model?
+      lacks: why no report can compute it; "" where one can.
     """
 
     make: Callable[[_Given], Evaluator]
     needs: tuple[str, ...]
+    file: str = ""
     embedder: bool = False
+    lacks: str = ""
 
 
 ROW_METRICS: dict[str, RowMetric] = {
     "psnr": RowMetric(_psnr, ("real", "image")),
     "ssim": RowMetric(_ssim, ("real", "image")),
-    "lpips_vgg": RowMetric(_lpips, ("real", "image")),
-    "clip_score": RowMetric(_clip_score, ("text", "image"), embedder=True),
+    "lpips_vgg": RowMetric(_lpips, ("real", "image"), file="lpips_vgg"),
+    "clip_score": RowMetric(_clip_score, ("text", "image", "real"), embedder=True),
     "cmmd": RowMetric(_cmmd, ("image", "real", "reference"), embedder=True),
-    "captions": RowMetric(lambda given: captions.evaluator(), ("caption", "references")),
-    "perplexity": RowMetric(_perplexity, ("nll", "tokens")),
+    "captions": RowMetric(
+        lambda given: captions.evaluator(),
+        ("caption", "references"),
+        lacks="it scores captions that a run writes, and no family of mmx writes any yet",
+    ),
+    "perplexity": RowMetric(
+        _perplexity,
+        ("nll", "tokens"),
+        lacks="it scores a language model, and no family of mmx is one yet",
+    ),
 }
 
 METRICS = (*SET_METRICS, *ROW_METRICS)
@@ -202,10 +248,10 @@ def make(
     data_dir: str | os.PathLike | None = None,
     embedder: Embedder | None = None,
 ) -> list[Evaluator]:
-    """Evaluators for metrics by name; those that share a network share its features.
+    """An evaluator for each metric, in order; those that share a network share its features.
 
     Args:
-      names: of `METRICS`.
+      names: of `METRICS`; one that is named twice is made once.
       data_dir: where ``mmx prepare features`` put the networks.
       embedder: for the metrics that need one.
 
@@ -214,16 +260,13 @@ def make(
     """
     check_names(names)
     given = _Given(data_dir, embedder)
-    by_network: dict[str, dict[str, SetMetric]] = {}
     made = []
     for name in dict.fromkeys(names):
         if name in SET_METRICS:
             metric = SET_METRICS[name]
-            by_network.setdefault(metric.network, {})[name] = metric
+            made.append(of_sets(name, metric, given.features(metric.network)))
         else:
             made.append(ROW_METRICS[name].make(given))
-    for network, metrics in by_network.items():
-        made.append(_of_sets(network, metrics, given))
     return made
 
 
@@ -233,76 +276,91 @@ def check_names(names: Sequence[str]) -> None:
         choose("config.eval.metrics", dict.fromkeys(METRICS), name)
 
 
-# What a report knows of its drawings: nothing has captioned them, and no other model embeds them.
-OF_DRAWINGS = ("image", "real", "reference", "text")
+def check_config(names: Sequence[str], scorer: str = "", teachers: Sequence[str] = ()) -> None:
+    """Whether a report can compute what a config names, as far as the config tells.
 
+    Args:
+      names: ``config.eval.metrics``.
+      scorer: ``config.eval.scorer``.
+      teachers: files of weights that taught the run or its tokenizer.
 
-def check_config(names: Sequence[str]) -> None:
-    """Raises UserError for a name that is not of `METRICS`, or that no report can compute."""
+    Raises:
+      UserError: a name that is not of `METRICS`; one of texts, which no report has; one that needs
+        an image-text model, and none is named; one of a network that taught.
+    """
     check_names(names)
     for name in names:
-        metric = ROW_METRICS.get(name)
-        if metric and (metric.embedder or not set(metric.needs) <= set(OF_DRAWINGS)):
-            lacks = "an image-text model" if metric.embedder else " and ".join(metric.needs)
+        given, metric = f"config.eval.metrics={name!r}", ROW_METRICS.get(name)
+        if metric and metric.lacks:
             raise UserError(
-                f"config.eval.metrics={name!r}: it needs {lacks}, which a report has not; leave it "
-                "out here and compute it in Python (mmx.eval.metrics.make)"
+                f"{given}: {metric.lacks}; leave it out here and compute it in Python "
+                "(mmx.eval.metrics.make)"
+            )
+        if needs_scorer(name) and not scorer:
+            raise UserError(
+                f"{given}: it needs an image-text model that scores: name the run of a CLIP, "
+                "config.eval.scorer=RUN[@STEP]"
+            )
+        if file_of(name) in teachers:
+            raise UserError(
+                f"{given}: {file_of(name)} taught the tokenizer (config.loss.perceptual), and a "
+                "network that taught never scores; name another metric"
             )
 
 
+def needs_scorer(name: str) -> bool:
+    """Does a metric need an image-text model?"""
+    return name in ROW_METRICS and ROW_METRICS[name].embedder
+
+
+def file_of(name: str) -> str:
+    """Of `networks.FILES`, the one that a metric needs; "" for none."""
+    return FEATURES[SET_METRICS[name].network] if name in SET_METRICS else ROW_METRICS[name].file
+
+
 def missing_file(name: str, data_dir: str | os.PathLike | None = None) -> str | None:
-    """Of `networks.FILES`, the one that a metric needs and that is not in the data directory."""
-    file = "lpips_vgg" if name == "lpips_vgg" else None
-    if name in SET_METRICS:
-        file = NETWORKS[SET_METRICS[name].network].file
+    """:func:`file_of`, where that is not in the data directory."""
+    file = file_of(name)
     return file if file and not weights_file(file, data_dir).is_file() else None
 
 
-def _of_sets(network: str, metrics: dict[str, SetMetric], given: _Given) -> Evaluator:
-    extract = Extractor(NETWORKS[network], given.data_dir)
-    return of_sets(extract.recipe, metrics, extract)
+def network_of(name: str, data_dir: str | os.PathLike | None = None) -> str:
+    """What a metric's network is, for its recipe: how features are made, and a hash of its weights,
+    which must be there; "" where it needs none."""
+    if not (file := file_of(name)):
+        return ""
+    network = SET_METRICS[name].network if name in SET_METRICS else file
+    return f"{network} (weights {digest(file, data_dir)})"
 
 
-def of_sets(
-    recipe: str, metrics: Mapping[str, SetMetric], extract: Callable[[np.ndarray], np.ndarray]
-) -> Evaluator:
+def of_sets(name: str, metric: SetMetric, features: PerBatch) -> Evaluator:
     """An evaluator whose state is, for each set of images, its features or their moments.
 
     Args:
-      recipe: of the features.
-      metrics: by name.
-      extract: images -> features [B, D].
+      name: of the metric.
+      metric: what it says of the sets.
+      features: of batches.
     """
     needs = ("image", "real", "reference")
-    blurred = any(m.blurred for m in metrics.values())
-    empty = sets.Features(recipe)
-    if all(m.moments for m in metrics.values()):
-        empty = sets.no_moments(recipe)
+    empty = sets.Features(features.recipe)
+    if metric.moments:
+        empty = sets.no_moments(features.recipe)
 
-    def init() -> dict:
-        return dict.fromkeys((*needs, *(["blurred"] if blurred else [])), empty)
+    def init() -> Sets:
+        return dict.fromkeys((*needs, *(["blurred"] if metric.blurred else [])), empty)
 
-    def update(state: dict, batch: Batch) -> dict:
-        pictures = {field: rows(batch, field) for field in needs}
-        if blurred:
-            pictures["blurred"] = blur(pictures["real"])
-        return {field: state[field].add(extract(pictures[field])) for field in state}
+    def update(state: Sets, batch: Batch) -> Sets:
+        return {field: state[field].add(features(batch, field)) for field in state}
 
-    def merge(a: dict, b: dict) -> dict:
+    def merge(a: Sets, b: Sets) -> Sets:
         return {field: a[field].merge(b[field]) for field in a}
 
-    def result(state: dict) -> Scores:
-        scores: Scores = {}
-        for name, metric in metrics.items():
-            scores |= metric.score(name, state)
-        return scores
-
-    return Evaluator(recipe, needs, init, update, merge, result)
+    return Evaluator(name, needs, init, update, merge, lambda state: metric.score(name, state))
 
 
 def blur(batch: np.ndarray) -> np.ndarray:
     """uint8 [B, H, W, 3]: what a distance between sets must see, by a gaussian of W / 32 pixels."""
-    image_u8 = as_uint8(batch)
+    image_u8 = images.as_uint8(batch)
     if not len(image_u8):
         return image_u8
     filtered = ImageFilter.GaussianBlur(image_u8.shape[2] * _BLUR)

@@ -1,22 +1,23 @@
-"""What ``mmx evaluate`` makes of a run of any family, and the data that it is made on."""
+"""What ``mmx evaluate`` makes of a run of any family, and the data that it is made on.
 
-import os
-import sys
-from collections.abc import Sequence
+Importing this starts no jax: what is scored already is shown without it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmx.core.errors import UserError
 from mmx.data.image import fit
 from mmx.data.source import open_source, split_parts
-from mmx.eval import metrics
-from mmx.eval.evaluator import Evaluator
+from mmx.eval.evaluator import Batch
 from mmx.eval.grid import Section
 from mmx.eval.stats import Score
-from mmx.pretrained import networks
 
 # Ours: of a split; the first ones of a larger split. A report is made seldom and may take minutes:
 # ``config.eval.examples`` is how many the scores see that are made again and again in training.
 MAX_EXAMPLES = 5000
+DRAWN = 256  # ours: captions of a split that are drawn
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Report:
       subtitle: of the picture: the score that tells most.
       credit: below the picture, whose data it is; "" for none.
       info: kept in the picture's file: settings, prompts, attribution.
+      measured: the rows that ``config.eval.metrics`` are of, without computing again what the
+        report has computed; None for a family that has none.
     """
 
     scores: dict[str, Score | float]
@@ -36,6 +39,7 @@ class Report:
     subtitle: str
     credit: str
     info: dict[str, Any]
+    measured: Callable[[], Iterator[Batch]] | None = None
 
 
 class Examples(Sequence):
@@ -85,18 +89,47 @@ def open_splits(data) -> tuple[dict[str, Examples], str]:
     }, info.attribution
 
 
-def evaluators(names: Sequence[str], data_dir: str | os.PathLike | None) -> list[Evaluator]:
-    """Those of ``config.eval.metrics`` whose networks are there; of others, what to type.
+def are_scenes(source: str) -> bool:
+    """Whether a config's ``data.source`` names the data set scenes: its examples carry factors."""
+    return source.removeprefix("tfds:").partition("/")[0] == "scenes"
+
+
+def asked_split(config, splits: Sequence[str]) -> str:
+    """The split that the metrics of a run are measured on.
+
+    Of scenes the first that it was not trained on, as each caption has its own drawing; of a
+    tokenizer the last of ``config.eval.splits``; else all that was trained on, "train".
 
     Args:
-      names: of `metrics.METRICS`.
-      data_dir: ``config.data.data_dir``.
-    Raises UserError for a name that is unknown or of Python only, or damaged weights.
+      config: of the run.
+      splits: of its data set, in order.
+    Raises UserError: of scenes, where it was trained on all.
     """
-    metrics.check_config(names)
-    missing = {name: file for name in names if (file := metrics.missing_file(name, data_dir))}
-    for file in dict.fromkeys(missing.values()):
-        lacking = ", ".join(name for name in missing if missing[name] == file)
-        print(f"mmx: not scored: {lacking}; for that: {networks.command(file, data_dir)}",
-              file=sys.stderr)  # fmt: skip
-    return metrics.make([name for name in names if name not in missing], data_dir)
+    if "sample" not in config:
+        return config.eval.splits[-1]
+    if not are_scenes(config.data.source):
+        return "train"
+    trained = {name.partition("[")[0] for name in trained_splits(config.data.split)}
+    for split in splits:
+        if split not in trained:
+            return split
+    raise UserError("data.split: the run was trained on every split, so none is left to ask")
+
+
+def measured_on(config, splits: Sequence[str]) -> str:
+    """The rows that ``config.eval.metrics`` are of, in words: part of each one's recipe.
+
+    Scores of other rows are other scores. How many they are is beside each score.
+    """
+    split = asked_split(config, splits)
+    if split == "train" and "sample" in config:
+        split = "+".join(trained_splits(config.data.split))
+    size = f"{config.data.image_size} px"
+    if "sample" not in config:
+        return f"one half of {split} rebuilt, against the other half, {size}"
+    return f"drawings to captions of {split}, against other images of it, {size}"
+
+
+def taught_by(config) -> list[str]:
+    """Files of weights that taught a run with this config, as `metrics.check_config` reads them."""
+    return ["lpips_vgg"] if config.get("loss", {}).get("perceptual") else []

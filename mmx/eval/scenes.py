@@ -22,7 +22,8 @@ share in which all is right, under a blur (sigma in 1/32 of the side) or noise (
     128         0.973        0.957     0.953     0.543      0.963
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,22 @@ import numpy as np
 from mmx.core.errors import UserError
 from mmx.data import scene_grammar, scene_splits
 from mmx.data.scene_grammar import Found, Scene
-from mmx.eval import evaluator, scene_reader, stats
 from mmx.eval import images as image_scores
-from mmx.eval.evaluator import Evaluator
+from mmx.eval import report as reports
+from mmx.eval import scene_reader, stats
+from mmx.eval.evaluator import Batch
 from mmx.eval.grid import Section
-from mmx.eval.text_to_image import COLUMNS, Model, decoding_row, draw, set_batches
+from mmx.eval.text_to_image import (
+    COLUMNS,
+    Asked,
+    Model,
+    batches,
+    decoding_row,
+    draw,
+    nearest_training_image,
+    read,
+)
 
-DRAWN = 256  # examples of the test split that a report draws, and of each held-out split: ours
 FACTORS = ("object", "count", "size", "relation", "background", "word", "all")
 
 
@@ -140,33 +150,24 @@ def caption_scores(
     return scores(_wanted(examples), found, real, seed)
 
 
-def are_scenes(source: str) -> bool:
-    """Whether a config's ``data.source`` names this data set: its examples carry factors."""
-    return source.removeprefix("tfds:").partition("/")[0] == "scenes"
-
-
 def report(
-    model: Model,
-    splits: Mapping[str, Sequence[dict[str, Any]]],
-    seed: int = 0,
-    evaluators: Sequence[Evaluator] = (),
-) -> tuple[dict[str, Any], list[Section]]:
+    model: Model, splits: Mapping[str, Sequence[dict[str, Any]]], seed: int = 0
+) -> tuple[dict[str, Any], list[Section], Callable[[], Iterator[Batch]]]:
     """What `mmx.eval.text_to_image.report` is for other data: scores and sections of the picture.
 
     Args:
       model: what is scored.
       splits: split -> examples with "image" uint8, "text" and "factors"; those of "train" are not
-        asked for, as every other split has its own captions or drawings.
+        asked for, as every other split has its own captions or drawings. Whether a drawing is a
+        copy is asked of the first split's, among the examples of "train" that are here.
       seed: of the choice of examples and of the drawing.
-      evaluators: of `metrics.make`: what they say of the drawings of the first split is among the
-        scores.
 
-    Raises UserError when there is no other split (all were trained on), or too few examples for the
-    evaluators.
+    Raises UserError when there is no other split (all were trained on).
 
     Returns:
-      ({``SPLIT/FACTOR``: Score, also ``_codec``, ``_oracle`` and ``_shuffled``}, sections). The
-      ``_codec`` is of the real pictures through the model's codec: no drawing of it does better.
+      ({``SPLIT/FACTOR``: Score, also ``_codec``, ``_oracle`` and ``_shuffled``}, sections,
+      :func:`measured` of what was drawn to the first split). The ``_codec`` is of the real pictures
+      through the model's codec: no drawing of it does better.
     """
     out: dict[str, Any] = {}
     sections = []
@@ -174,24 +175,17 @@ def report(
     if not unseen:
         raise UserError("data.split: the run was trained on every split, so none is left to ask")
     for split, examples in unseen.items():
-        order = np.random.default_rng(seed).permutation(len(examples))
-        chosen, rest = order[:DRAWN], order[DRAWN : 2 * DRAWN]
-        measured = () if sections else evaluators  # of the first split
-        if measured and len(rest) < len(chosen):
-            raise UserError(
-                f"config.eval.metrics: {len(chosen)} drawings are compared with as many images of "
-                f"other captions, and {split} has {len(rest)}"
-            )
-        asked = [examples[int(i)] for i in chosen]
-        captions = [example["text"] for example in asked]
+        asked = _ask(examples, seed)
+        true = [examples[int(i)] for i in asked.true]
+        captions = [example["text"] for example in true]
         drawn, out[f"{split}/not_finite"] = draw(model, captions, seed)
         image = drawn["image"]
-        image_u8 = np.stack([example["image"] for example in asked])
+        image_u8 = np.stack([example["image"] for example in true])
         recon, _ = model.reconstruct(image_u8)
         through_codec = accuracy(
-            _wanted(asked), scene_reader.read(recon, f"reading {split} through the codec")
+            _wanted(true), scene_reader.read(recon, f"reading {split} through the codec")
         )
-        for name, score in picture_scores(image, asked, seed).items():
+        for name, score in picture_scores(image, true, seed).items():
             out[f"{split}/{name}"] = score
             if name in through_codec:
                 out[f"{split}/{name}_codec"] = through_codec[name]
@@ -200,7 +194,27 @@ def report(
         sections.append(Section(shown, captions[: 2 * COLUMNS], f"Captions of {split}"))
         if len(sections) == 1:
             decoding = decoding_row(model, drawn, captions, 0)
-        if measured:
-            batches = set_batches(model, image, captions, examples, chosen, rest)
-            out |= evaluator.run(measured, batches)
-    return out, [*sections, decoding]
+            rows = functools.partial(batches, model, examples, asked, image)
+            training = read(model, splits["train"], through_codec=False).small
+            some = np.random.default_rng(seed + 1).permutation(len(training))[: reports.DRAWN]
+            out |= nearest_training_image(image, training, some)
+    return out, [*sections, decoding], rows
+
+
+def measured(model: Model, examples: Sequence[dict[str, Any]], seed: int) -> Iterator[Batch]:
+    """The rows of the named metrics alone: the same as :func:`report` draws, and nothing else.
+
+    Args:
+      model: what is scored.
+      examples: of the first split that the run was not trained on.
+      seed: as of the report.
+    """
+    asked = _ask(examples, seed)
+    drawn, _ = draw(model, [examples[int(i)]["text"] for i in asked.true], seed)
+    return batches(model, examples, asked, drawn["image"])
+
+
+def _ask(examples: Sequence[dict[str, Any]], seed: int) -> Asked:
+    order = np.random.default_rng(seed).permutation(len(examples))
+    half = min(reports.DRAWN, len(order) // 2)
+    return Asked(order[: reports.DRAWN], np.arange(half), order[half : 2 * half])

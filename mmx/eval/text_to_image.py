@@ -5,17 +5,17 @@ Knows no model: it takes functions that draw, reconstruct and decode.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmx.core.errors import UserError
-from mmx.eval import evaluator, retrieval, stats, tone
 from mmx.eval import images as image_scores
-from mmx.eval.evaluator import Evaluator
+from mmx.eval import report as reports
+from mmx.eval import retrieval, stats, tone
+from mmx.eval.evaluator import Batch
 from mmx.eval.grid import Section, decoding_section
 
-NUM_CAPTIONS = 256  # training captions that are asked for
 COLUMNS = 8
 CODEC_SPLITS = ("train", "test")
 HELD_OUT = "heldout_composition"
@@ -59,12 +59,42 @@ class Seen:
     codes: np.ndarray
 
 
+class Asked(NamedTuple):
+    """Which examples of a split a report asks for, and what the named metrics compare.
+
+    Attributes:
+      true: int [n], those whose captions are drawn.
+      seen: int [m], the places in `true` of the drawings that the metrics see: all, but in a small
+        split.
+      reference: int [m], as many others.
+    """
+
+    true: np.ndarray
+    seen: np.ndarray
+    reference: np.ndarray
+
+
+def ask(candidates: np.ndarray, seed: int) -> Asked:
+    """Up to `report.DRAWN` of some examples of a split, and as many of the rest.
+
+    Args:
+      candidates: int [k], places in the split.
+      seed: of the choice.
+    """
+    count = min(reports.DRAWN, len(candidates))
+    draw = np.random.default_rng(seed)
+    true = candidates[np.sort(draw.choice(len(candidates), count, replace=False))]
+    # A set and its reference are of one size, or their distance means nothing.
+    half = min(count, len(candidates) // 2)
+    seen = np.sort(np.random.default_rng(seed + 4).choice(count, half, replace=False))
+    rest = np.setdiff1d(candidates, true[seen])
+    reference = np.random.default_rng(seed + 3).choice(rest, half, replace=False)
+    return Asked(true, seen, reference)
+
+
 def report(
-    model: Model,
-    splits: dict[str, Sequence[dict[str, Any]]],
-    seed: int = 0,
-    evaluators: Sequence[Evaluator] = (),
-) -> tuple[dict[str, Any], list[Section]]:
+    model: Model, splits: dict[str, Sequence[dict[str, Any]]], seed: int = 0
+) -> tuple[dict[str, Any], list[Section], Callable[[], Iterator[Batch]]]:
     """Scores and the sections of the picture.
 
     Args:
@@ -73,10 +103,10 @@ def report(
         carry "untoned" (OpenMoji), only untoned ones are in the gallery, and where a split
         "heldout_composition" exists, tones are scored.
       seed: of the choice of captions and of the drawing.
-      evaluators: of `metrics.make`: what they say of the drawings is among the scores.
 
     Returns:
-      ({name: Score or float}, sections for :func:`mmx.eval.grid.draw_grid`).
+      ({name: Score or float}, sections for :func:`mmx.eval.grid.draw_grid`, :func:`measured` of
+      what was drawn).
     """
     seen = {name: read(model, split, name in CODEC_SPLITS) for name, split in splits.items()}
     scores = codec_scores(seen, model.num_codes)
@@ -84,38 +114,21 @@ def report(
     for name, split in seen.items():
         if name == HELD_OUT:
             continue
-        untoned = [i for i, r in enumerate(split.records) if r.get("untoned", True)]
+        untoned = _untoned(split.records)
         if name == "train":  # where the training images stand in the gallery
-            train, first = np.array(untoned), sum(map(len, gallery))
+            train, first = untoned, sum(map(len, gallery))
         gallery.append(split.small[untoned])
-    count = min(NUM_CAPTIONS, len(train))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
-    true = train[chosen]
-    captions = [seen["train"].records[i]["text"] for i in true]
+    asked = ask(train, seed)
+    captions = [seen["train"].records[i]["text"] for i in asked.true]
     drawn, scores["not_finite"] = draw(model, captions, seed)
-    reconstructed = reconstruct(model, splits["train"], true)
+    reconstructed = reconstruct(model, splits["train"], asked.true)
+    places = first + np.searchsorted(train, asked.true)
     scores |= retrieval.caption_recall(
-        drawn["image"], reconstructed, first + chosen, np.concatenate(gallery)
+        drawn["image"], reconstructed, places, np.concatenate(gallery)
     )
+    scores |= nearest_training_image(drawn["image"], seen["train"].small, asked.true)
 
-    training_images = seen["train"].small
-    near, _ = retrieval.nearest(drawn["image"], training_images)
-    apart, _ = retrieval.nearest(training_images[true], training_images, distinct=True)
-    scores["nearest_training_image/rms"] = stats.mean(near)
-    scores["nearest_training_image/rms_between_training_images"] = stats.mean(apart)
-
-    if evaluators:
-        rest = np.setdiff1d(train, true)
-        if len(rest) < count:
-            raise UserError(
-                f"config.eval.metrics: {count} drawings are compared with as many training images "
-                f"of other captions, and there are {len(rest)}"
-            )
-        reference = np.random.default_rng(seed + 3).choice(rest, count, replace=False)
-        batches = set_batches(model, drawn["image"], captions, splits["train"], true, reference)
-        scores |= evaluator.run(evaluators, batches)
-
-    show = np.random.default_rng(seed + 1).permutation(count)[: 4 * COLUMNS]
+    show = np.random.default_rng(seed + 1).permutation(len(captions))[: 4 * COLUMNS]
     sections = [
         Section(
             image_scores.to_uint8(drawn["image"][show]),
@@ -128,7 +141,43 @@ def report(
         scores |= more
         sections.append(section)
     sections.append(decoding_row(model, drawn, captions, int(show[0])))
-    return scores, sections
+    image = drawn["image"]
+    return scores, sections, lambda: batches(model, splits["train"], asked, image)
+
+
+def measured(model: Model, examples: Sequence[dict[str, Any]], seed: int) -> Iterator[Batch]:
+    """The rows of the named metrics alone: the same as :func:`report` draws, and nothing else.
+
+    Args:
+      model: what is scored.
+      examples: of the split "train".
+      seed: as of the report.
+    """
+    asked = ask(_untoned(examples), seed)
+    drawn, _ = draw(model, [examples[int(i)]["text"] for i in asked.true], seed)
+    return batches(model, examples, asked, drawn["image"])
+
+
+def _untoned(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """int [k]: the examples that are asked for, all where the data has no tones."""
+    return np.array([i for i, record in enumerate(records) if record.get("untoned", True)], int)
+
+
+def nearest_training_image(drawn: np.ndarray, training: np.ndarray, some: np.ndarray) -> dict:
+    """Is what is drawn a copy? How far it is from the nearest training image, as
+    `retrieval.nearest` says, and how far training images are from their nearest.
+
+    Args:
+      drawn: [Q, H, W, 3].
+      training: [G, 32, 32, 3], through `retrieval.shrink`.
+      some: int, those of them that are asked how far they are from others.
+    """
+    near, _ = retrieval.nearest(drawn, training)
+    apart, _ = retrieval.nearest(training[some], training, distinct=True)
+    scores = {"nearest_training_image/rms": stats.mean(near)}
+    if np.isfinite(apart).all():  # else there is no other
+        scores["nearest_training_image/rms_between_training_images"] = stats.mean(apart)
+    return scores
 
 
 def draw(model: Model, captions: Sequence[str], seed: int) -> tuple[dict, stats.Score]:
@@ -139,26 +188,33 @@ def draw(model: Model, captions: Sequence[str], seed: int) -> tuple[dict, stats.
     return drawn | {"image": image_scores.finite(drawn["image"])}, stats.proportion(~whole)
 
 
-def set_batches(
-    model: Model,
-    drawn: np.ndarray,
-    captions: Sequence[str],
-    examples: Sequence[dict[str, Any]],
-    true: np.ndarray,
-    reference: np.ndarray,
-) -> Iterator[evaluator.Batch]:
+def batches(
+    model: Model, examples: Sequence[dict[str, Any]], asked: Asked, drawn: np.ndarray
+) -> Iterator[Batch]:
     """The rows of `evaluator.Evaluator`: a drawing, its caption's true image, another's true image.
 
     What the true images score against those of others is the floor.
+
+    Args:
+      examples: of the split that was asked.
+      drawn: [n, H, W, 3], to the captions of `asked.true`.
+    Raises UserError: a split with nothing to compare with.
     """
-    load = lambda which: np.stack([examples[int(i)]["image"] for i in which])
-    for start in range(0, len(drawn), model.batch_size):
+    if not len(asked.reference):
+        raise UserError(
+            "config.eval.metrics: drawings are compared with images of other captions, and the "
+            f"split has {len(asked.true)} image"
+        )
+    load = lambda which: [examples[int(i)] for i in which]
+    images = lambda of: np.stack([example["image"] for example in of])
+    for start in range(0, len(asked.seen), model.batch_size):
         rows = slice(start, start + model.batch_size)
+        true = load(asked.true[asked.seen[rows]])
         yield {
-            "image": drawn[rows],
-            "real": load(true[rows]),
-            "reference": load(reference[rows]),
-            "text": list(captions[rows]),
+            "image": drawn[asked.seen[rows]],
+            "real": images(true),
+            "reference": images(load(asked.reference[rows])),
+            "text": [example["text"] for example in true],
         }
 
 

@@ -105,7 +105,15 @@ class Task(Protocol):
         ...
 
 
-class DrawingTask(Task, Protocol):
+class MeasuredTask(Task, Protocol):
+    """A task whose pictures ``config.eval.metrics`` measure: it draws them, or rebuilds them."""
+
+    def measured(self, run: OpenRun, seed: int) -> Iterator[dict[str, Any]]:
+        """The rows of `mmx.eval.evaluator.Evaluator`, the same as its report computes them."""
+        ...
+
+
+class DrawingTask(MeasuredTask, Protocol):
     """A task whose :meth:`options` does not refuse: it draws pictures from prompts."""
 
     def prompt_spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -148,8 +156,9 @@ class Embedder(Protocol):
         """uint8 [H, W, 3] each, of any size -> float32 [n, E] of length 1."""
         ...
 
-    def texts(self, texts: list[str]) -> np.ndarray:
-        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text."""
+    def texts(self, texts: list[str], strict: bool = True) -> np.ndarray:
+        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text; where not
+        strict, its tail is cut as in training."""
         ...
 
     def split(self, source: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +175,7 @@ class EmbeddingTask(Task, Protocol):
         ...
 
 
-class RebuildingTask(Task, Protocol):
+class RebuildingTask(MeasuredTask, Protocol):
     """A task of an image tokenizer: the registry has its family among the codecs."""
 
     def reconstruct(self, mesh: Any):

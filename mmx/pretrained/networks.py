@@ -23,7 +23,7 @@ from mmx.core.errors import UserError, choose
 from mmx.data.build import local_data_dir
 from mmx.pretrained import inception, lpips, mobilenet
 from mmx.pretrained.torch_file import read_tensors
-from mmx.pretrained.weights import weights_file
+from mmx.pretrained.weights import FEATURES, weights_file
 
 
 class Wheel(NamedTuple):
@@ -99,20 +99,14 @@ def _inception_features(weights, image_u8, resizer):
     return inception.forward(weights, inception.preprocess(image_u8, resizer))[0]
 
 
-NETWORKS = {
-    network.recipe: network
-    for network in (
-        Network("mobilenetv2_96px", "mobilenetv2", _mobilenet_features),
-        *(
-            Network(
-                f"inception2015_{resizer}",
-                "inception2015",
-                partial(_inception_features, resizer=resizer),
-            )
-            for resizer in ("legacy_tensorflow", "legacy_pytorch", "clean")
-        ),
-    )
+_FORWARD = {
+    "mobilenetv2_96px": _mobilenet_features,
+    **{
+        f"inception2015_{resizer}": partial(_inception_features, resizer=resizer)
+        for resizer in ("legacy_tensorflow", "legacy_pytorch", "clean")
+    },
 }
+NETWORKS = {recipe: Network(recipe, file, _FORWARD[recipe]) for recipe, file in FEATURES.items()}
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> dict:

@@ -247,3 +247,16 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def ending(run: RunDir) -> str:
+    """Why the newest start of training ended: "done", or what ended it ("NonFinite", "Preempted").
+
+    "" while it goes on, where it was killed, and where it left no record.
+    """
+    files = sorted(p for p in storage.children(run.goodput) if p.suffix == ".jsonl")
+    try:
+        last = json.loads(storage.read_text(files[-1]).splitlines()[-1])
+    except (IndexError, ValueError, FileNotFoundError):
+        return ""
+    return str(last.get("why", "")) if last.get("event") == "end" else ""

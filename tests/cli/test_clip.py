@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from mmx.cli.main import main
+from mmx.cli.run import load_run
 from mmx.cli.scoring import Scorer
 from mmx.core.run_dir import RunDir, evaluate_alone
+from mmx.eval.images import as_uint8
+from mmx.eval.ledger import Ledger
 from mmx.eval.png import read_metadata, save_image
 
 
@@ -160,3 +163,45 @@ def test_rerank_orders_files_by_their_own_prompts(own, tmp_path, capsys):
     Image.fromarray(image).save(tmp_path / "plain.png")
     assert "say what it is to show: --prompt" in refused(tmp_path / "plain.png")
     assert "is too long" in refused(folder, "--prompt", "very " * 60)
+
+
+def test_a_clip_scores_what_a_tokenizer_rebuilds(
+    clip_run, vqgan_run, tmp_path, capsys, monkeypatch
+):
+    """By name, with the true pictures and the captions of others beside it; and only once."""
+    monkeypatch.setattr("mmx.eval.report.MAX_EXAMPLES", 40)
+    run = shutil.copytree(vqgan_run, tmp_path / "run")
+    Scorer(RunDir(run)).picture(20).parent.mkdir(exist_ok=True)
+    Scorer(RunDir(run)).picture(20).touch()  # the report is scored already
+    Ledger(RunDir(run).evals_file).add(20, 0, "report", Scorer(RunDir(run)).recipes["report"],
+                                       {"test/psnr": 20.0})  # fmt: skip
+    command = ["evaluate", str(run), "--metrics", "clip_score,cmmd,psnr", "--scorer", str(clip_run)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    lines = {line["metric"]: line for line in Ledger(RunDir(run).evals_file).lines}
+    assert all(f"\n{name} " in out for name in lines if name != "test/psnr")
+    name = "clip_score_run@20"
+    assert {f"{name}", f"{name}/real", f"{name}/shuffled", "cmmd_run@20", "cmmd_run@20/blurred",
+            "cmmd_run@20/real_vs_real", "psnr", "test/psnr"} == lines.keys()  # fmt: skip
+    assert {line["n"] for line in lines.values() if line["evaluator"] != "report"} == {20}
+    recipe = lines[name]["recipe"]
+    assert recipe == lines["cmmd_run@20"]["recipe"]
+    assert recipe.startswith("run@20 (centre 64 px, weights ")
+    assert (
+        "), one half of test rebuilt, against the other half, 32 px, tfds:openmoji/32 (" in recipe
+    )
+    assert "weights" not in lines["psnr"]["recipe"]
+    # What the embedder itself says of the same rows.
+    opened = load_run(vqgan_run)
+    batches = list(opened.task.measured(opened, 0))
+    clip = load_run(clip_run)
+    embed = clip.task.embedding(clip)
+    text_NE = embed.texts([text for b in batches for text in b["text"]], strict=False)
+    image_NE = embed.images([image for b in batches for image in b["real"]])
+    cosine_N = (text_NE * image_NE).sum(1)
+    assert lines[f"{name}/real"]["value"] == pytest.approx(2.5 * cosine_N.clip(0).mean(), rel=1e-4)
+    rebuilt_NE = embed.images([image for b in batches for image in as_uint8(b["image"])])
+    others = 2.5 * (rebuilt_NE @ text_NE.T).clip(0)[~np.eye(20, dtype=bool)]
+    assert lines[f"{name}/shuffled"]["value"] == pytest.approx(others.mean(), rel=1e-4)
+    again = (run / "evals.jsonl").read_text()
+    assert main(command) == 0 and (run / "evals.jsonl").read_text() == again

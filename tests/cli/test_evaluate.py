@@ -20,11 +20,15 @@ def copy(run: Path, where: Path) -> Path:
 
 def test_a_network_that_came_later_makes_more_to_score(muse_run, data_dir, tmp_path):
     (tmp_path / "openmoji").symlink_to(data_dir / "openmoji")
-    recipe = lambda: Scorer(RunDir(muse_run), data_dir=str(tmp_path)).recipes["report"]
-    before, file = recipe(), weights_file("mobilenetv2", tmp_path)
+    named = ["psnr", "kid_mobilenetv2_96px"]
+    recipes = lambda: Scorer(RunDir(muse_run), data_dir=str(tmp_path), metrics=named).recipes
+    before, file = recipes(), weights_file("mobilenetv2", tmp_path)
+    drawings = "drawings to captions of train+train_toned, against other images of it, 32 px"
+    assert before == {"report": before["report"], "psnr": f"{drawings}, {before['report']}"}
     file.parent.mkdir()
-    file.touch()
-    assert recipe() == f"{before}, networks mobilenetv2"
+    file.write_bytes(b"abc")
+    kid = f"mobilenetv2_96px (weights ba7816bf), {before['psnr']}"
+    assert recipes() == before | {"kid_mobilenetv2_96px": kid}
 
 
 def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
@@ -41,6 +45,7 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
     assert "training_caption_recall/r1" in out and "held_out/" in out
     assert "draw 256/256" in captured.err
     assert "not scored: kid_mobilenetv2_96px, precision_recall_mobilenetv2_96px" in captured.err
+    assert "; for that: mmx prepare features mobilenetv2" in captured.err
     lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
     scores = {line["metric"]: line for line in lines}
     assert len(lines) == len(scores) and {(s["step"], s["seed"]) for s in lines} == {(20, 0)}

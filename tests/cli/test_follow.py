@@ -11,12 +11,14 @@ import pytest
 from mmx.cli import evaluate
 from mmx.cli.main import main
 from mmx.core.run_dir import RunDir, evaluate_alone
+from mmx.train.goodput import ending
 
 
 @pytest.fixture
 def run(vqgan_run, tmp_path, monkeypatch) -> Path:
     """A run with the checkpoint of step 10; that of step 20, its last, is still in ``tmp_path``."""
-    monkeypatch.setattr("mmx.models.vqgan.report.MAX_EXAMPLES", 32)
+    for module in ("mmx.models.vqgan.report", "mmx.eval.report"):
+        monkeypatch.setattr(f"{module}.MAX_EXAMPLES", 32)
     run = tmp_path / "run"
     shutil.copytree(vqgan_run, run)
     shutil.move(run / "checkpoints" / "20", tmp_path / "20")
@@ -84,7 +86,8 @@ def test_follow_scores_each_checkpoint_once(run, tmp_path, looks, capsys, monkey
     out, err = capsys.readouterr()
     assert next(left, "none") == "none"
     assert out.startswith("scored:      2 checkpoints\n") and scored(run) == [10, 20]
-    told = err.splitlines()
+    first, *told = [line for line in err.splitlines() if "rebuild" not in line]
+    assert first.startswith("mmx: not scored: kid_mobilenetv2_96px; for that: mmx prepare features")
     assert [line.partition(":")[0] for line in told] == [
         "step 10",
         "waiting for the next checkpoint (step 10 of 20; looking every 10 s)",
@@ -93,7 +96,7 @@ def test_follow_scores_each_checkpoint_once(run, tmp_path, looks, capsys, monkey
         "step 20",
     ]
     assert "cannot be read" in told[2] and told[2].endswith("once its files change")
-    assert told[4].startswith("step 20: 9 scores in ")
+    assert told[4].startswith("step 20: 10 scores in ")
     after = contents(run)
     assert {p: after[p] for p in before} == before  # and nothing but step 20 came
     assert all(p.is_relative_to(last) for p in after.keys() - before.keys())
@@ -103,7 +106,11 @@ def test_follow_scores_each_checkpoint_once(run, tmp_path, looks, capsys, monkey
         at = dict(points[f"scores/{line['metric']}"])
         assert at.keys() == {10, 20} and at[line["step"]] == pytest.approx(line["value"])
         assert dict(points[f"scores_low/{line['metric']}"])[line["step"]] <= at[line["step"]]
-    assert {(line["recipe"], line["seed"]) for line in lines(run)} == {(lines(run)[0]["recipe"], 0)}
+    data = lines(run)[0]["recipe"]
+    halves = f"one half of test rebuilt, against the other half, 32 px, {data}"
+    assert {(x["evaluator"], x["recipe"], x["seed"]) for x in lines(run)} == {
+        ("report", data, 0), ("ssim", halves, 0),
+    }  # fmt: skip
 
     def anew(*args, **kwargs):
         raise AssertionError("scored again")
@@ -174,3 +181,37 @@ def test_what_cannot_be_followed(run, refused, early, monkeypatch):
     monkeypatch.setattr("mmx.cli.backend.start_jax", lambda: None)
     with evaluate_alone(RunDir(run)):
         assert "another `mmx evaluate` is at work" in refused("evaluate", run, "--follow")
+
+
+def test_a_training_that_ended_early_ends_the_wait(run, looks, capsys, refused):
+    assert ending(RunDir(run)) == "done"  # its start wrote so; that it reached step 20 is hidden
+    (record,) = (run / "goodput").iterdir()
+    text = record.read_text()
+    record.write_text(text.replace('"why": "done"', '"why": "Preempted"'))
+
+    def fails():  # it went on, and is another start
+        last = json.loads(text.splitlines()[-1]) | {"step": 12, "why": "NonFinite"}
+        record.with_name("9.jsonl").write_text(json.dumps(last) + "\n")
+
+    left = looks(lambda: None, fails)
+    assert main(["evaluate", str(run), "--follow"]) == 0
+    out, err = capsys.readouterr()
+    assert next(left, "none") == "none" and out.startswith("scored:      1 checkpoint\n")
+    waits, ended = err.splitlines()[-2:]
+    assert "(step 10 of 20; training has stopped, Preempted; looking every 10 s)" in waits
+    assert ended == "training ended at step 10 of 20: its loss or gradient is not finite"
+    assert "--idle=5 is for --follow" in refused("evaluate", run, "--idle", "5")
+
+
+def test_an_idle_run_is_let_go(run, looks, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: now[0])
+
+    def minutes(count):
+        return lambda: now.__setitem__(0, now[0] + 60 * count)
+
+    looks(minutes(4), minutes(2))
+    assert main(["evaluate", str(run), "--follow", "--idle", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "no checkpoint came for 6 min (step 10 of 20)"
+    assert out.startswith("scored:      1 checkpoint\n")

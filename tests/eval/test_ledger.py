@@ -44,6 +44,11 @@ def test_an_evaluator_added_later_leaves_the_others(file):
     assert len(file.read_text().splitlines()) == 2
 
 
+def test_each_score_says_of_how_many_it_is(file):
+    Ledger(file).add(1, 0, "fd", "r", {"fd": 3.0, "own": Score(1.0, 0.5, 1.5, 7)}, n=12)
+    assert {line["metric"]: line["n"] for line in Ledger(file).lines} == {"fd": 12, "own": 7}
+
+
 def test_two_writers_lose_nothing(file):
     first, second = Ledger(file), Ledger(file)
     first.add(1, 0, "report", "r", {"a": 1.0})

@@ -55,16 +55,23 @@ def cut(rows, size):
         yield batch | {"_mask": np.arange(start, start + size) < count}
 
 
+def net(extract=pixels):
+    return metrics.PerBatch("net", extract)
+
+
 def all_evaluators():
-    of_sets = {
-        name.replace("mobilenetv2_96px", "net"): metrics.SET_METRICS[name] for name in KIND.values()
-    }
+    features = net()
+    moments = metrics.SetMetric("net", metrics._frechet, moments=True)
     return [
-        metrics.of_sets("net", of_sets, pixels),
-        metrics.of_sets("net", {"fid_net": metrics.SetMetric("net", metrics._frechet, True, True)},
-                        lambda x: pixels(x)[:, :10]),
+        *(
+            metrics.of_sets(
+                name.replace("mobilenetv2_96px", "net"), metrics.SET_METRICS[name], features
+            )
+            for name in KIND.values()
+        ),
+        metrics.of_sets("fid_net", moments, net(lambda x: pixels(x)[:, :10])),
         *metrics.make(ALL, embedder=SMALL),
-    ]  # fmt: skip
+    ]
 
 
 def flat(scores):
@@ -112,16 +119,16 @@ def test_updates_leave_the_state_before_as_it_was():
 
 def test_a_floor_and_a_control_stand_beside_each_distance():
     rows = table(60)
-    (e, *_), real = all_evaluators(), rows["real"]
-    scores = evaluator.run([e], [rows])
-    blurred = evaluator.run([e], [rows | {"image": metrics.blur(real)}])
+    made, real = all_evaluators()[: len(KIND)], rows["real"]
+    scores = evaluator.run(made, [rows])
+    blurred = evaluator.run(made, [rows | {"image": metrics.blur(real)}])
     value = lambda s: getattr(s, "value", s)
     for name in ("kid_net", "fd_net_n60"):
         assert value(scores[f"{name}/real_vs_real"]) < value(scores[name])
         assert scores[f"{name}/blurred"] == blurred[name] != scores[f"{name}/real_vs_real"]
     assert {"precision_net", "recall_net", "density_net", "coverage_net"} <= scores.keys()
     # A model that draws the true images scores what true images score.
-    perfect = evaluator.run([e], [rows | {"image": real}])
+    perfect = evaluator.run(made, [rows | {"image": real}])
     assert perfect["kid_net"] == perfect["kid_net/real_vs_real"]
     assert scores["kid_net/real_vs_real"] == perfect["kid_net"]
 
@@ -153,14 +160,35 @@ def test_known_values_of_rows():
              "_mask": np.array([True, True, False])}  # fmt: skip
     assert evaluator.run([perplexity], [texts]) == {"perplexity": pytest.approx(np.exp(8 / 4))}
 
-    image_emb, text_emb = (
-        np.array([[2.0, 0], [0, 3], [1, 1]]),
-        np.array([[1.0, 0], [1, 0], [-1, 0]]),
+
+def test_clip_score_stands_between_the_true_pictures_and_the_captions_of_others():
+    """All cosines by hand: 4 pictures of 3 captions, one of them twice."""
+    of_image = {1: [2.0, 0], 2: [0, 3], 3: [1, 1], 4: [-1, 0], 5: [5, 0]}
+    of_text = {"a": [1.0, 0], "b": [0, 1], "c": [-1, 0]}
+    towards = metrics.Embedder(
+        "m@7",
+        lambda images: np.array([of_image[int(x[0, 0, 0])] for x in images]),
+        lambda texts: np.array([of_text[t] for t in texts]),
     )
-    towards = metrics.Embedder("m", lambda images: image_emb, lambda texts: text_emb)
-    (score,) = metrics.make(("clip_score",), embedder=towards)
-    batch = {"image": grey[:3], "text": ["a", "b", "c"]}
-    assert evaluator.run([score], [batch])["clip_score_m"].value == pytest.approx(2.5 / 3)
+    picture = lambda *levels: np.stack([np.full((16, 16, 3), x, np.uint8) for x in levels])
+    batch = {
+        "image": picture(1, 2, 3, 4),
+        "real": picture(5, 5, 5, 1),
+        "text": ["a", "a", "b", "c"],
+    }
+    (made,) = metrics.make(("clip_score",), embedder=towards)
+    scores = evaluator.run([made], [batch])
+    root = 2**-0.5
+    own = np.array([1, 0, root, 1])
+    assert scores["clip_score_m@7"].value == pytest.approx(2.5 * own.mean())
+    assert scores["clip_score_m@7/real"].value == pytest.approx(2.5 * np.mean([1, 1, 0, 0]))
+    # Of each picture the mean over other captions: b c; b c; a a c; a a b.
+    others = np.array([0, 1 / 2, 2 * root / 3, 0])
+    assert scores["clip_score_m@7/shuffled"].value == pytest.approx(2.5 * others.mean())
+    half = 1.959963984540054 * 2.5 * own.std(ddof=1) / 2
+    assert scores["clip_score_m@7"].high - scores["clip_score_m@7"].value == pytest.approx(half)
+    same = evaluator.run([made], [batch | {"text": ["a"] * 4}])
+    assert "clip_score_m@7/shuffled" not in same and same["clip_score_m@7/real"].n == 4
 
 
 def test_a_network_is_asked_once_for_all_its_metrics(tmp_path, monkeypatch):
@@ -169,10 +197,20 @@ def test_a_network_is_asked_once_for_all_its_metrics(tmp_path, monkeypatch):
     file.parent.mkdir()
     save_file(tree.flatten(mobilenet.convert(inputs.network(mobilenet.plan(), 1), "x")), file)
     made = metrics.make((*KIND.values(), "psnr"), tmp_path)
-    assert [e.name for e in made] == ["psnr", "mobilenetv2_96px"]
+    assert [e.name for e in made] == [*KIND.values(), "psnr"]
     rows = table(7, 20)
-    state = made[1].update(made[1].init(), rows)
-    assert state["blurred"].n == 7 and state["image"].parts[0].shape == (7, 1280)
+    calls = []
+    of = made[0].update.__closure__
+    (features,) = (c.cell_contents for c in of if isinstance(c.cell_contents, metrics.PerBatch))
+    extract = features._extract
+    monkeypatch.setattr(features, "_extract", lambda x: calls.append(len(x)) or extract(x))
+    for e in made:
+        state = e.update(e.init(), rows)
+        if e.name == KIND["kid"]:
+            assert state["blurred"].n == 7 and state["image"].parts[0].shape == (7, 1280)
+    assert calls == [7] * 4  # image, real, reference, blurred; and not again for another metric
+    made[0].update(made[0].init(), dict(rows))
+    assert len(calls) == 8
 
 
 def test_lpips_runs_in_float32_and_is_compiled_once(monkeypatch):
@@ -183,8 +221,8 @@ def test_lpips_runs_in_float32_and_is_compiled_once(monkeypatch):
         return weights * jnp.abs(a - b).mean((1, 2, 3))
 
     monkeypatch.setattr("mmx.eval.features._AT_ONCE", 1)
-    monkeypatch.setattr(metrics.lpips, "distance", distance)
-    monkeypatch.setattr(metrics.networks, "load", lambda *args: np.float32(3))
+    monkeypatch.setattr("mmx.pretrained.lpips.distance", distance)
+    monkeypatch.setattr("mmx.pretrained.networks.load", lambda *args: np.float32(3))
     rows = table(11)
     scores = evaluator.run(metrics.make(("lpips_vgg",)), cut(rows, 9))
     a, b = (images.as_float(rows[name]) for name in ("real", "image"))
@@ -221,28 +259,40 @@ def test_mistakes_are_said():
 
 def test_a_config_names_only_what_a_report_can_compute():
     metrics.check_config((*metrics.SET_METRICS, "psnr", "ssim", "lpips_vgg"))
+    metrics.check_config(("clip_score", "cmmd"), scorer="runs/clip")
     for name, lacks in (
-        ("clip_score", "an image-text model"),
-        ("cmmd", "an image-text model"),
-        ("captions", "caption and references"),
-        ("perplexity", "nll and tokens"),
+        ("clip_score", "it needs an image-text model that scores: name the run of a CLIP"),
+        ("cmmd", "it needs an image-text model that scores: name the run of a CLIP"),
+        ("captions", "it scores captions that a run writes, and no family of mmx writes any yet"),
+        ("perplexity", "it scores a language model, and no family of mmx is one yet"),
     ):
-        want = f"config.eval.metrics='{name}': it needs {lacks}, which a report has not"
-        with pytest.raises(UserError, match=want):
+        with pytest.raises(UserError, match=f"config.eval.metrics='{name}': {lacks}"):
             metrics.check_config(("psnr", name))
         (made,) = metrics.make((name,), embedder=SMALL)
         assert sorted(made.needs) == sorted(metrics.ROW_METRICS[name].needs)
     with pytest.raises(UserError, match=r"config\.eval\.metrics='fid': use one of"):
         metrics.check_config(("fid",))
+    metrics.check_config(("kid_mobilenetv2_96px", "psnr"), teachers=["lpips_vgg"])
+    with pytest.raises(UserError, match=r"lpips_vgg taught the tokenizer .*taught never scores"):
+        metrics.check_config(("psnr", "lpips_vgg"), teachers=["lpips_vgg"])
+
+
+def test_a_recipe_names_the_network_and_its_weights(tmp_path):
+    file = weights_file("mobilenetv2", tmp_path)
+    assert metrics.missing_file("kid_mobilenetv2_96px", tmp_path) == "mobilenetv2"
+    assert metrics.missing_file("lpips_vgg", tmp_path) == "lpips_vgg"
+    assert metrics.network_of("psnr", tmp_path) == "" and not metrics.missing_file("psnr", tmp_path)
+    file.parent.mkdir()
+    file.write_bytes(b"abc")  # of which sha256's test vector is
+    recipe = metrics.network_of("kid_mobilenetv2_96px", tmp_path)
+    assert recipe == "mobilenetv2_96px (weights ba7816bf)"
 
 
 def test_moments_and_features_give_one_frechet_distance():
     rows = table(40)
     first = lambda x: pixels(x)[:, :10]
     kept, summed = (
-        metrics.of_sets(
-            "net", {"f": metrics.SetMetric("net", metrics._frechet, True, moments)}, first
-        )
+        metrics.of_sets("f", metrics.SetMetric("net", metrics._frechet, True, moments), net(first))
         for moments in (False, True)
     )
     assert isinstance(summed.init()["image"], sets.Moments)

@@ -13,7 +13,7 @@ from mmx.core.errors import UserError
 from mmx.data import scene_draw, scene_grammar, scene_splits
 from mmx.data.scene_draw import Box
 from mmx.data.scene_grammar import Found, Group, Scene
-from mmx.eval import metrics, scene_reader, scenes
+from mmx.eval import evaluator, metrics, report, scene_reader, scenes
 from mmx.eval.text_to_image import Model
 from mmx.models.muse import report as muse_report
 
@@ -240,18 +240,24 @@ def test_the_report_of_a_model_that_can_draw_one_split_only(monkeypatch):
     codec = lambda images: (images / 127.5 - 1, np.zeros((len(images), 4), int))
     decode = lambda codes: np.zeros((len(codes), 32, 32, 3), np.float32)
     model = Model(draw, codec, decode, num_codes=8, grid=2, batch_size=8)
-    monkeypatch.setattr(scenes, "DRAWN", 20)
-    scores, sections = scenes.report(model, splits, 0, metrics.make(["psnr"], None))
-    assert scores["psnr"].value > 50  # of the drawings of the first split
+    monkeypatch.setattr(report, "DRAWN", 20)
+    scores, sections, rows = scenes.report(model, splits, 0)
+    measured = list(rows())  # the drawings of the first split
+    assert evaluator.run(metrics.make(["psnr"]), measured)["psnr"].value > 50
+    for one, other in zip(measured, scenes.measured(model, splits["test"], 0), strict=True):
+        assert one["text"] == other["text"] and (one["image"] == other["image"]).all()
+    of = {example["image"].tobytes() for example in splits["test"]}
+    shown = [x.tobytes() for b in measured for k in ("real", "reference") for x in b[k]]
+    assert len(set(shown)) == len(shown) == 40 and set(shown) <= of
+    assert scores["nearest_training_image/rms"].value > 0.05  # none is of the training split
     assert scores["test/all"] == scores["test/all_codec"] == scores["test/all_oracle"]
     assert scores["test/all"].value >= 0.95
     assert scores["test/all_shuffled"].value <= 0.1 and scores["test/all"].n == 20
     assert scores["heldout_word/word"].value == 0 and scores["heldout_word/word_oracle"].value == 1
     assert scores["test/psnr_codec"].value > 50
     assert [len(section.images) for section in sections] == [16, 6, 2]
-    monkeypatch.setattr(scenes, "DRAWN", 30)
-    with pytest.raises(UserError, match="30 drawings"):
-        scenes.report(model, splits, 0, metrics.make(["psnr"], None))
+    monkeypatch.setattr(report, "DRAWN", 30)
+    assert sum(len(b["text"]) for b in scenes.measured(model, splits["test"], 0)) == 20  # a half
     with pytest.raises(UserError, match="every split"):
         scenes.report(model, {"train": splits["train"]})
 
@@ -268,14 +274,15 @@ def test_muse_reports_factors_of_scenes_and_recall_of_others(source, monkeypatch
     score = scenes.stats.Score(0.5, 0.4, 0.6, 10)
     monkeypatch.setattr(muse_report, "open_splits", lambda data: ({"train": [], "test": []}, "me"))
     monkeypatch.setattr(muse_report, "_model", lambda *args: None)
-    monkeypatch.setattr(scenes, "report", lambda *args: ({"test/all": score}, []))
+    monkeypatch.setattr(scenes, "report", lambda *args: ({"test/all": score}, [], list))
     recall = {"training_caption_recall/r1": score}
-    monkeypatch.setattr(muse_report.text_to_image, "report", lambda *args: (recall, []))
+    monkeypatch.setattr(muse_report.text_to_image, "report", lambda *args: (recall, [], list))
     config = SimpleNamespace(data=SimpleNamespace(source=source, data_dir=""), eval={})
     task = SimpleNamespace(options=Options, config=config)
-    report = muse_report.report(task, None, 0)
-    assert (report.scores == recall) == ("openmoji" in source)
-    assert ("factors right 0.50" in report.subtitle) == ("scenes" in source)
+    made = muse_report.report(task, None, 0)
+    assert (made.scores == recall) == ("openmoji" in source)
+    assert ("factors right 0.50" in made.subtitle) == ("scenes" in source)
+    assert made.measured() == []
 
 
 def test_what_was_measured_is_what_is_said():

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from mmx.core import config as configs
 from mmx.core.errors import UserError
-from mmx.eval import images, metrics, report, text_to_image
+from mmx.eval import evaluator, images, metrics, report, text_to_image
 from mmx.eval.evaluator import Evaluator
 
 SIZE, GRID, CODES = 64, 4, 16
@@ -52,7 +53,7 @@ def made(monkeypatch):
     What is drawn to caption (split, number) is the picture ``instead`` of it; of that the first
     ``broken`` drawings have one pixel of nan, infinity or nothing else.
     """
-    monkeypatch.setattr(text_to_image, "NUM_CAPTIONS", 12)
+    monkeypatch.setattr(report, "DRAWN", 12)
 
     def make(splits, evaluators=(), instead=lambda s, i: (s, i), broken=0):
         sizes = []
@@ -74,7 +75,15 @@ def made(monkeypatch):
         shade = np.nan if broken else 0
         decode = lambda codes: np.full((len(codes), SIZE, SIZE, 3), shade, np.float32)
         model = text_to_image.Model(draw, reconstruct, decode, CODES, GRID, batch_size=16)
-        return *text_to_image.report(model, splits, 0, evaluators), sizes
+        scores, sections, rows = text_to_image.report(model, splits)
+        if evaluators:
+            scores |= evaluator.run(evaluators, rows())
+            alone = text_to_image.measured(model, splits["train"], 0)
+            for one, other in zip(rows(), alone, strict=True):  # without a report, the same rows
+                assert one.keys() == other.keys() and one["text"] == other["text"]
+                for name in ("image", "real", "reference"):
+                    np.testing.assert_array_equal(one[name], other[name])
+        return scores, sections, sizes
 
     return make
 
@@ -195,20 +204,29 @@ def test_what_is_drawn_is_compared_with_images_of_other_captions(made):
     assert [int(t.split()[1]) for b in seen for t in b["text"]] == of["real"]
     assert len(set(of["real"]) | set(of["reference"])) == 24
     assert all(i % 4 for i in of["real"] + of["reference"])  # untoned ones only
-    with pytest.raises(UserError, match=r"as many training images of other captions.* 3$"):
-        made({"train": Split(15, 0)}, [spy])
+    # A set and its reference are of one size: of a small split each is a half.
+    seen.clear()
+    made({"train": Split(15, 0)}, [spy])
+    assert sum(len(b["image"]) for b in seen) == 7
+    small = [find(x) for b in seen for k in ("real", "reference") for x in b[k]]
+    assert len(set(small)) == 14 and max(small) < 15
+    with pytest.raises(UserError, match="the split has 1 image"):
+        made({"train": Split(1, 0), "test": Split(2, 1)}, [spy])
 
 
-def test_metrics_whose_network_is_not_there_are_named_with_what_to_type(tmp_path, capsys):
-    names = ("kid_mobilenetv2_96px", "psnr", "precision_recall_mobilenetv2_96px",
-             "fid_inception2015_clean")  # fmt: skip
-    made = report.evaluators(names, str(tmp_path))
-    assert [e.name for e in made] == ["psnr"]
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == (
-        "mmx: not scored: kid_mobilenetv2_96px, precision_recall_mobilenetv2_96px; for that: "
-        f"mmx prepare features mobilenetv2 --data_dir {tmp_path}"
+def test_the_split_that_is_measured_is_part_of_the_recipe():
+    config = configs.load_config("muse/openmoji32")
+    there = ["train", "train_toned", "test"]
+    assert report.measured_on(config, there) == (
+        "drawings to captions of train+train_toned, against other images of it, 32 px"
     )
-    assert "fid_inception2015_clean; for that: mmx prepare features inception2015 --wei" in second
-    with pytest.raises(UserError, match=r"config\.eval\.metrics='kid': use one of"):
-        report.evaluators(("kid",), str(tmp_path))
+    config.data.source, config.data.split = "tfds:scenes/32", "train"
+    assert report.asked_split(config, there) == "train_toned"
+    with pytest.raises(UserError, match="trained on every split"):
+        report.asked_split(config, ["train"])
+    config = configs.load_config("vqgan/openmoji32")
+    assert report.measured_on(config, there) == (
+        "one half of test rebuilt, against the other half, 32 px"
+    )
+    assert report.taught_by(config) == []
+    assert report.taught_by(configs.load_config("vqgan/muse256")) == ["lpips_vgg"]

@@ -23,7 +23,7 @@ def test_the_report_runs_the_codec_on_batches_of_the_runs_size(build, task, monk
         lambda rows, mesh: sizes.append(len(rows)) or fill_rows(rows, mesh),
     )
     run = SimpleNamespace(frozen=task.load_frozen(mesh), mesh=mesh)
-    model = muse_report._model(task, run, task.options())
+    model = muse_report._model(task, run)
     image_u8 = build.images(21, 32)
     recon, codes = model.reconstruct(image_u8)
     assert set(sizes) == {model.batch_size} == {task.config.batch_size}

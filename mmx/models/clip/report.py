@@ -37,9 +37,10 @@ class ClipEmbedder:
         """uint8 [H, W, 3] each -> float32 [n, E] of length 1."""
         return self._in_batches("embed_image", np.stack([self.task.fit(i) for i in images]))
 
-    def texts(self, texts: list[str]) -> np.ndarray:
-        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text."""
-        return self._in_batches("embed_text", self.task.text_ids(texts, strict=True))
+    def texts(self, texts: list[str], strict: bool = True) -> np.ndarray:
+        """-> float32 [n, E] of length 1. Raises UserError for an empty or over-long text; where not
+        strict, its tail is cut as in training."""
+        return self._in_batches("embed_text", self.task.text_ids(texts, strict))
 
     def split(self, source, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """(image embeddings [n, E], features [n, D]) of the first ``limit`` examples."""

@@ -12,7 +12,8 @@ from mmx.data import pipeline
 from mmx.data.image import fit
 from mmx.data.source import open_source
 from mmx.eval import scenes, text_to_image
-from mmx.eval.report import Report, evaluators, open_splits
+from mmx.eval.evaluator import Batch
+from mmx.eval.report import Report, are_scenes, asked_split, open_splits
 from mmx.models.muse import loss as losses
 from mmx.models.protocols import OpenRun
 from mmx.models.rows import fill_rows
@@ -93,17 +94,14 @@ def report(task, run: OpenRun, seed: int) -> Report:
       run: its run, whose weights are scored.
       seed: of the choice of captions and of the drawing.
     """
-    options = task.options()
     splits, attribution = open_splits(task.config.data)
-    # A run of before there were metrics by name has none in its config.
-    measured = evaluators(task.config.eval.get("metrics", ()), task.config.data.data_dir)
-    model = _model(task, run, options)
-    if scenes.are_scenes(task.config.data.source):
-        scores, sections = scenes.report(model, splits, seed, measured)
+    model = _model(task, run)
+    if are_scenes(task.config.data.source):
+        scores, sections, rows = scenes.report(model, splits, seed)
         first = next(split for split in splits if split != "train")
         subtitle = f"{first} captions with all factors right {scores[f'{first}/all']}"
     else:
-        scores, sections = text_to_image.report(model, splits, seed, measured)
+        scores, sections, rows = text_to_image.report(model, splits, seed)
         subtitle = f"training caption recall R@1 {scores['training_caption_recall/r1']}"
     return Report(
         scores,
@@ -111,16 +109,25 @@ def report(task, run: OpenRun, seed: int) -> Report:
         subtitle=subtitle,
         credit=f"Drawn by a model trained on {attribution}." if attribution else "",
         info={
-            "settings": asdict(options),
+            "settings": asdict(task.options()),
             "prompts": [caption for section in sections for caption in section.captions],
             "attribution": attribution,
         },
+        measured=rows,
     )
 
 
-def _model(task, run: OpenRun, options) -> text_to_image.Model:
+def measured(task, run: OpenRun, seed: int) -> Iterator[Batch]:
+    """The rows that the metrics of ``config.eval.metrics`` are of, those of :func:`report`."""
+    splits, _ = open_splits(task.config.data)
+    asked = splits[asked_split(task.config, list(splits))]
+    of = scenes if are_scenes(task.config.data.source) else text_to_image
+    return of.measured(_model(task, run), asked, seed)
+
+
+def _model(task, run: OpenRun) -> text_to_image.Model:
     """The run as functions of arrays on the host."""
-    codec, mesh = run.frozen["codec"], run.mesh
+    options, codec, mesh = task.options(), run.frozen["codec"], run.mesh
     encode = jit_sharded(lambda w, x: task.codes({"codec": w}, x), mesh)
     decode = jit_sharded(lambda w, c: task.decode({"codec": w}, c), mesh)
 

@@ -16,6 +16,7 @@ from mmx.data.captions import flip_keeps_caption
 from mmx.data.image import fit, shift_flip
 from mmx.eval.images import to_uint8
 from mmx.eval.metrics import check_config as check_metrics
+from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
 from mmx.models import stages
 from mmx.models.muse import loss as losses
@@ -53,10 +54,12 @@ class MuseTask:
         self._check_sizes()
         # Now, not at the first preview after minutes of training.
         losses.check_config(config.loss)
-        check_metrics(config.eval.get("metrics", ()))
+        # A run of before there were metrics by name has none in its config.
+        metrics = config.eval.get("metrics", ()), config.eval.get("scorer", "")
+        check_metrics(*metrics)
         self.options()
         if abstract:
-            self.codec = make_codec(stages.planned_config(config.codec))
+            codec = stages.planned_config(config.codec)
         else:
             self._codec_folder = stages.pin(
                 run,
@@ -65,7 +68,9 @@ class MuseTask:
                 drop=("params/discriminator", "extra/lecam"),
                 accept=lambda codec: make_codec(codec).grid(config.data.image_size),
             )
-            self.codec = make_codec(stages.load_config(self._codec_folder))
+            codec = stages.load_config(self._codec_folder)
+        self.codec = make_codec(codec)
+        check_metrics(*metrics, taught_by(codec))
         self.grid = self.codec.grid(config.data.image_size)
         self.mask_id = self.codec.num_codes
         m = config.model
@@ -325,3 +330,7 @@ class MuseTask:
     def report(self, run, seed: int):
         """:func:`mmx.models.muse.report.report`."""
         return reports.report(self, run, seed)
+
+    def measured(self, run, seed: int):
+        """:func:`mmx.models.muse.report.measured`."""
+        return reports.measured(self, run, seed)

@@ -14,6 +14,8 @@ from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
 from mmx.eval.images import to_uint8
+from mmx.eval.metrics import check_config as check_metrics
+from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import quantizer
@@ -46,6 +48,9 @@ class VqganTask:
 
     def __init__(self, config, run=None, abstract: bool = False):
         self.config = config
+        # A run of before there were metrics by name has none in its config.
+        names, scorer = config.eval.get("metrics", ()), config.eval.get("scorer", "")
+        check_metrics(names, scorer, taught_by(config))
         self._reconstructors = {}
         self.codec = VqganCodec(config)
         self.codec.grid(config.data.image_size)
@@ -233,6 +238,10 @@ class VqganTask:
     def report(self, run, seed: int):
         """:func:`mmx.models.vqgan.report.report`."""
         return reports.report(self, run, seed)
+
+    def measured(self, run, seed: int):
+        """:func:`mmx.models.vqgan.report.measured`."""
+        return reports.measured(self, run, seed)
 
     def options(self, **changes):
         """A tokenizer draws nothing by itself.
