@@ -1,4 +1,4 @@
-"""Vision transformers of CLIP and of SigLIP: patches, blocks, one vector an image.
+"""Vision transformers of CLIP and of SigLIP: patches, blocks, one vector an image or all tokens.
 
 Axis letters: B batch, H W pixels, L patches (and the class token), D width.
 """
@@ -14,7 +14,7 @@ from mmx.nn.norm import LayerNorm
 
 
 class VisionTransformer(nn.Module):
-    """An image to one vector.
+    """An image to one vector, or to one for each token.
 
     Attributes:
       patch: pixels of a side of a patch; must divide the image.
@@ -22,7 +22,8 @@ class VisionTransformer(nn.Module):
       pool: "cls" (CLIP, arXiv 2103.00020 sec. 2.4): a class token, whose state after the last block
         is normed; an extra norm before the first block; patches embedded without bias. "map"
         (SigLIP, after arXiv 2106.04560 sec. 3.4): all tokens normed, then attention pooling by a
-        learned probe; patches with bias, no class token, no extra norm.
+        learned probe; patches with bias, no class token, no extra norm. "none": the tower of
+        "cls" with all its tokens normed, for a decoder that attends to them.
       activation: a key of :data:`mmx.nn.transformer.ACTIVATIONS`.
       eps: of the layer norms.
       remat: a key of :data:`mmx.nn.remat.REMAT`.
@@ -42,9 +43,9 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        """float [B, H, W, 3] -> [B, D]."""
+        """float [B, H, W, 3] -> [B, D]; [B, L, D] with pool "none"."""
         D = self.width
-        by_cls = self.pool == "cls"
+        by_cls = self.pool in ("cls", "none")
         normal = lambda name, shape, names: self.param(
             name,
             nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), names),
@@ -76,7 +77,7 @@ class VisionTransformer(nn.Module):
             name="encoder",
         )(x_BLD)
         if by_cls:
-            return norm("post_norm")(x_BLD[:, 0])
+            return norm("post_norm")(x_BLD if self.pool == "none" else x_BLD[:, 0])
         return MapHead(self.heads, self.mlp, self.activation, self.eps, self.dtype, name="head")(
             norm("post_norm")(x_BLD)
         )
