@@ -119,7 +119,9 @@ def chance(questions: list[Question]) -> dict[str, float]:
 
 def pairs(questions: list[Question]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(each caption once, which image and which caption of each candidate in turn)."""
-    number = {text: i for i, text in enumerate(dict.fromkeys(c for q in questions for c in q.captions))}
+    number = {
+        text: i for i, text in enumerate(dict.fromkeys(c for q in questions for c in q.captions))
+    }
     images = np.concatenate([np.full(len(q.captions), q.image) for q in questions])
     return [*number], images, np.array([number[c] for q in questions for c in q.captions])
 

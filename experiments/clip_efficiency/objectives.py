@@ -37,8 +37,8 @@ class Contrastive(ClipTask):
 
     def use_flops(self) -> dict[str, float]:
         """Of answering a question: once an image, once a text, once a pair of both."""
-        apply = lambda method: lambda params, x: self.model.apply(
-            {"params": params}, x, method=method
+        apply = lambda method: (
+            lambda params, x: self.model.apply({"params": params}, x, method=method)
         )
         params, image, ids = self._one()
         return {
@@ -81,9 +81,7 @@ class Captioning(Contrastive):
         """(nats a token, (metrics, extra))."""
         del frozen, rng, step, train
         ids_BT = batch["text_ids"]
-        hidden_BTD, head_DV = self.model.apply(
-            {"params": params}, to_float(batch["image"]), ids_BT
-        )
+        hidden_BTD, head_DV = self.model.apply({"params": params}, to_float(batch["image"]), ids_BT)
         weights_BT = counted(ids_BT).astype(jnp.float32)
         T, vocab = ids_BT.shape[1], self.config.text.vocab_size
         total = chunked_cross_entropy(hidden_BTD, head_DV, ids_BT, weights_BT, vocab, chunk=T)
@@ -95,9 +93,7 @@ class Captioning(Contrastive):
         look = lambda params, x: self.model.apply({"params": params}, x, method="look")
 
         def read(params, seen, ids):
-            hidden_BTD, head_DV = self.model.apply(
-                {"params": params}, seen, ids, method="decode"
-            )
+            hidden_BTD, head_DV = self.model.apply({"params": params}, seen, ids, method="decode")
             return hidden_BTD @ head_DV
 
         seen = jax.eval_shape(look, params, image)

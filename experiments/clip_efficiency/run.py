@@ -42,7 +42,7 @@ def rates(arm: str, runs: list[dict]) -> dict[float, float]:
 
 
 def next_run(arm: str, runs: list[dict]) -> tuple[float, int, int] | None:
-    """(rate, seed, steps) of the first run that an arm lacks: the rates first, the largest budget last.
+    """(rate, seed, steps) of the first run that an arm lacks: rates first, the largest budget last.
 
     Args:
       arm: of ``ARMS``.

@@ -1,0 +1,237 @@
+"""results.json, table.md and efficiency.png of the runs that run.py finished.
+
+pip install matplotlib
+python experiments/clip_efficiency/report.py
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from run import ARMS, BUDGETS, MAIN, RATES, SEEDS, mean_accuracy, next_run, rates, read_runs
+from scipy.stats import t as student
+
+HERE = Path(__file__).resolve().parent
+LEVELS = (0.5, 0.7, 0.9)
+MEAN = "mean of all"
+
+
+def reach(points: list[tuple[float, float]], level: float) -> float:
+    """Where a curve first reaches a level: straight lines between points over log x.
+
+    Args:
+      points: (x > 0, accuracy), x rising.
+      level: of accuracy.
+
+    Returns:
+      x; 0.0 where the first point is there already, inf where none is.
+    """
+    for i, (x, y) in enumerate(points):
+        if y >= level:
+            if i == 0:
+                return 0.0
+            before_x, before_y = points[i - 1]
+            share = (level - before_y) / (y - before_y)
+            return math.exp(math.log(before_x) + share * math.log(x / before_x))
+    return math.inf
+
+
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """(geometric mean, ends of its 95 % interval by Student's t over the logarithms); of seeds."""
+    logs = np.log(ratios)
+    half = student.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    return tuple(float(np.exp(logs.mean() + x)) for x in (0.0, -half, half))
+
+
+def accuracy(run: dict, factor: str) -> float:
+    """On the test split."""
+    return mean_accuracy(run, "test") if factor == MEAN else run["test"][MAIN[run["arm"]]][factor]
+
+
+def chosen(arm: str, runs: list[dict]) -> list[list[dict]]:
+    """Of each budget the runs at the best rate, seed by seed; only budgets that have all seeds."""
+    tuned = rates(arm, runs)
+    if not set(RATES) <= tuned.keys():
+        return []
+    best = max(tuned, key=tuned.get)
+    mine = {(r["steps"], r["seed"]): r for r in runs if (r["arm"], r["lr"]) == (arm, best)}
+    rows = [[mine.get((steps, seed)) for seed in SEEDS] for steps in BUDGETS]
+    return [row for row in rows if None not in row]
+
+
+def costs(arm: str, runs: list[dict], factor: str, level: float, axis: str) -> list[float]:
+    """Of each seed, what it takes to reach a level; ``axis``: "flops" or "examples"."""
+    curves = zip(*chosen(arm, runs))
+    return [reach([(r[axis], accuracy(r, factor)) for r in curve], level) for curve in curves]
+
+
+def ratio_cell(arm: str, runs: list[dict], factor: str, level: float, axis: str) -> str:
+    """Times what the contrastive arm needs; a bound where one of the two never gets there."""
+    over, under = (costs(a, runs, factor, level, axis) for a in (arm, ARMS[0]))
+    if not over or not under or 0.0 in over or 0.0 in under:
+        return "-"
+    if math.inf not in over + under:
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*interval([a / b for a, b in zip(over, under)]))
+    if math.inf in over and math.inf in under:
+        return "neither"
+    most = lambda a, values: [min(v, chosen(a, runs)[-1][0][axis]) for v in values]
+    bounds = [a / b for a, b in zip(most(arm, over), most(ARMS[0], under))]
+    return f"> {min(bounds):.2f}" if math.inf in over else f"< {max(bounds):.2f}"
+
+
+def cost_cell(arm: str, runs: list[dict], factor: str, level: float) -> str:
+    """TFLOP, the geometric mean of the seeds."""
+    found = costs(arm, runs, factor, level, "flops")
+    if not found:
+        return "unfinished"
+    if math.inf in found:
+        return "not reached"
+    if 0.0 in found:
+        return "< {:.2f}".format(chosen(arm, runs)[0][0]["flops"] / 1e12)
+    return f"{float(np.exp(np.mean(np.log(found)))) / 1e12:.2f}"
+
+
+def grid(head: list[str], rows: list[list]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+def factors_of(runs: list[dict]) -> list[str]:
+    """In the order of the questions, the mean last."""
+    return [*runs[0]["test_chance"], MEAN]
+
+
+def table(runs: list[dict]) -> str:
+    """All of it as Markdown."""
+    names = factors_of(runs)
+    by_steps = sorted({r["steps"] for r in runs if chosen(r["arm"], runs)})
+    chance = [*runs[0]["test_chance"].values()]
+    rows = [["chance", "", "", *(f"{c:.2f}" for c in [*chance, np.mean(chance)])]]
+    for arm in ARMS:
+        there = {row[0]["steps"]: row for row in chosen(arm, runs)}
+        for steps in by_steps:
+            if steps not in there:
+                rows.append([arm, "", steps, *["unfinished"] * len(names)])
+                continue
+            row = there[steps]
+            cells = []
+            for name in names:
+                values = [accuracy(r, name) for r in row]
+                cells.append(f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})")
+            rows.append([arm, f"{row[0]['flops'] / 1e12:.2f}", row[0]["examples"], *cells])
+    lines = [
+        f"Accuracy on the test split, mean of {len(SEEDS)} seeds (lowest-highest).", "",
+        *grid(["arm", "TFLOP", "examples", *names], rows), "",
+        "TFLOP until an accuracy is reached, and how many times what the contrastive arm needs, in "
+        "FLOPs and in examples: geometric mean [95 % interval over the seeds].", "",
+    ]  # fmt: skip
+    rows = []
+    for name in names:
+        for level in LEVELS:
+            cells = [cost_cell(arm, runs, name, level) for arm in ARMS]
+            if all(cell == "not reached" or cell.startswith("<") for cell in cells):
+                continue
+            for axis in ("flops", "examples"):
+                cells += [ratio_cell(arm, runs, name, level, axis) for arm in ARMS[1:]]
+            rows.append([name, level, *cells])
+    head = [f"{arm}, {axis}" for axis in ("FLOPs", "examples") for arm in ARMS[1:]]
+    lines += [*grid(["factor", "accuracy", *ARMS, *head], rows), ""]
+    lines += ["Learning rates: mean accuracy on the validation slice, one seed.", ""]
+    tuned = {arm: rates(arm, runs) for arm in ARMS}
+    tried = sorted({lr for values in tuned.values() for lr in values})
+    cell = lambda values, lr: (
+        "" if lr not in values else f"{values[lr]:.3f}{' *' * (lr == max(values, key=values.get))}"
+    )
+    rows = [[arm, *(cell(tuned[arm], lr) for lr in tried)] for arm in ARMS]
+    lines += [*grid(["arm", *(f"{lr:g}" for lr in tried)], rows), ""]
+    lines += ["What a run costs and what an answer costs, in MFLOP.", ""]
+    rows = []
+    for arm in ARMS:
+        mine = [r for r in runs if r["arm"] == arm]
+        if mine:
+            use = mine[0]["use_flops"]
+            minutes = sum(r["cpu_seconds"] for r in mine) / 60
+            train = mine[0]["flops"] / mine[0]["examples"]
+            costs_of = [train, use["image"], use["text"], use["pair"]]
+            state = "unfinished" if next_run(arm, runs) else "finished"
+            rows.append(
+                [arm, *(f"{c / 1e6:.4g}" for c in costs_of), f"{minutes:.1f}", len(mine), state]
+            )
+    head = ["arm", "training, an example", "an image", "a text, once", "a pair of both"]
+    lines += grid([*head, "CPU minutes in all", "runs", "state"], rows)
+    return "\n".join(lines) + "\n"
+
+
+def plot(runs: list[dict]) -> None:
+    """A panel a factor: accuracy against FLOPs."""
+    import matplotlib.pyplot as plt
+
+    names = factors_of(runs)
+    figure, panels = plt.subplots(
+        3, 3, figsize=(10.5, 8.4), sharex=True, sharey=True, layout="constrained"
+    )
+    colours = dict(zip(ARMS, ("#1f5fa8", "#c8501e", "#4d8c3f")))
+    for name, axes in zip(names, panels.flat, strict=True):
+        chance = runs[0]["test_chance"]
+        level = float(np.mean([*chance.values()])) if name == MEAN else chance[name]
+        axes.axhline(level, ls=":", c="grey", lw=1)
+        axes.annotate("chance", (0.99, level), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8, color="grey")  # fmt: skip
+        ends = {}
+        for arm in ARMS:
+            rows = chosen(arm, runs)
+            if not rows:
+                continue
+            x = np.array([row[0]["flops"] for row in rows]) / 1e12
+            y = np.array([[accuracy(run, name) for run in row] for row in rows])
+            axes.plot(x, y.mean(1), c=colours[arm], lw=1.8)
+            axes.fill_between(x, y.min(1), y.max(1), color=colours[arm], alpha=0.2, lw=0)
+            axes.plot(np.repeat(x, y.shape[1]), y.ravel(), ".", c=colours[arm], ms=4)
+            ends[arm] = (x[-1], y.mean(1)[-1])
+        for arm, place in zip(ends, apart([ends[arm][1] for arm in ends], 0.075)):
+            axes.annotate(arm, (ends[arm][0], place), (5, 0), textcoords="offset points",
+                          va="center", fontsize=8, color=colours[arm])  # fmt: skip
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.03)
+        axes.grid(alpha=0.25, lw=0.5, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    low, high = panels[0, 0].get_xlim()
+    panels[0, 0].set_xlim(low, high * 1.9)  # for the labels
+    figure.supxlabel("TFLOP of training (each point a run of its own, its rate cooled to 0)")
+    figure.supylabel("zero-shot accuracy on unseen pictures")
+    figure.savefig(HERE / "efficiency.png", dpi=110)
+
+
+def apart(values: list[float], gap: float) -> list[float]:
+    """Places of labels near the values, at least a gap from one another, in the values' order."""
+    order = np.argsort(values)
+    places = np.array(values, float)[order]
+    for _ in range(50):
+        for i in range(len(places) - 1):
+            lack = gap - (places[i + 1] - places[i])
+            if lack > 0:
+                places[i] -= lack / 2
+                places[i + 1] += lack / 2
+    result = np.empty_like(places)
+    result[order] = places
+    return result.tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/clip_efficiency"))
+    runs = read_runs(parser.parse_args().runs)
+    if not runs:
+        parser.error("no run has finished there; run.py trains")
+    (HERE / "results.json").write_text(json.dumps(runs, indent=1) + "\n")
+    (HERE / "table.md").write_text(table(runs))
+    print(table(runs))
+    plot(runs)
+
+
+if __name__ == "__main__":
+    main()
