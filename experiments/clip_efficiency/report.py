@@ -168,6 +168,7 @@ def table(runs: list[dict]) -> str:
 def plot(runs: list[dict]) -> None:
     """A panel a factor: accuracy against FLOPs."""
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     names = factors_of(runs)
     figure, panels = plt.subplots(
@@ -191,16 +192,20 @@ def plot(runs: list[dict]) -> None:
             axes.fill_between(x, y.min(1), y.max(1), color=colours[arm], alpha=0.2, lw=0)
             axes.plot(np.repeat(x, y.shape[1]), y.ravel(), ".", c=colours[arm], ms=4)
             ends[arm] = (x[-1], y.mean(1)[-1])
-        for arm, place in zip(ends, apart([ends[arm][1] for arm in ends], 0.075)):
-            axes.annotate(arm, (ends[arm][0], place), (5, 0), textcoords="offset points",
-                          va="center", fontsize=8, color=colours[arm])  # fmt: skip
+        right = max((x for x, _ in ends.values()), default=1.0)
+        for arm, place in zip(ends, apart([y for _, y in ends.values()], 0.08)):
+            axes.annotate(arm, (right, place), (6, 0), textcoords="offset points", va="center",
+                          fontsize=8, color=colours[arm])  # fmt: skip
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xscale("log")
         axes.set_ylim(0, 1.03)
         axes.grid(alpha=0.25, lw=0.5, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     low, high = panels[0, 0].get_xlim()
-    panels[0, 0].set_xlim(low, high * 1.9)  # for the labels
+    panels[0, 0].set_xlim(low, high * 2)  # for the labels
+    panels[0, 0].xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panels[0, 0].xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    panels[0, 0].xaxis.set_minor_formatter(ticker.NullFormatter())
     figure.supxlabel("TFLOP of training (each point a run of its own, its rate cooled to 0)")
     figure.supylabel("zero-shot accuracy on unseen pictures")
     figure.savefig(HERE / "efficiency.png", dpi=110)

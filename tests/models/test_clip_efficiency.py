@@ -59,6 +59,14 @@ def test_probabilities_of_all_captions_sum_to_one():
     np.testing.assert_allclose(np.exp(logs_B).sum(), 1.0, rtol=1e-5)
 
 
+def test_all_tokens_are_those_of_clips_tower():
+    """Its class token is the vector that the contrastive arm has."""
+    args = fill(jax.eval_shape(tower("cls").init, KEY, IMAGES / 255.0), 0.5), IMAGES / 255.0
+    tokens_BLD = jax.jit(tower("none").apply)(*args)
+    assert tokens_BLD.shape == (2, 5, 8)
+    np.testing.assert_allclose(tokens_BLD[:, 0], jax.jit(tower("cls").apply)(*args), rtol=1e-4)
+
+
 def test_a_caption_is_scored_as_it_is_trained_on():
     """The scorer's likelihoods, candidate by candidate, and the loss of the same rows."""
     model, params = captioner()
