@@ -50,15 +50,20 @@ def accuracy(run: dict, factor: str) -> float:
     return mean_accuracy(run, "test") if factor == MEAN else run["test"][MAIN[run["arm"]]][factor]
 
 
-def chosen(arm: str, runs: list[dict]) -> list[list[dict]]:
-    """Of each budget the runs at the best rate, seed by seed; only budgets that have all seeds."""
+def finished(arm: str, runs: list[dict]) -> list[list[dict]]:
+    """Of each budget that has any, the runs at the best rate, seed by seed."""
     tuned = rates(arm, runs)
     if not set(RATES) <= tuned.keys():
         return []
     best = max(tuned, key=tuned.get)
     mine = {(r["steps"], r["seed"]): r for r in runs if (r["arm"], r["lr"]) == (arm, best)}
-    rows = [[mine.get((steps, seed)) for seed in SEEDS] for steps in BUDGETS]
-    return [row for row in rows if None not in row]
+    rows = [[mine[steps, seed] for seed in SEEDS if (steps, seed) in mine] for steps in BUDGETS]
+    return [row for row in rows if row]
+
+
+def chosen(arm: str, runs: list[dict]) -> list[list[dict]]:
+    """Those of :func:`finished` that have all seeds: what curves are made of."""
+    return [row for row in finished(arm, runs) if len(row) == len(SEEDS)]
 
 
 def costs(arm: str, runs: list[dict], factor: str, level: float, axis: str) -> list[float]:
@@ -107,24 +112,23 @@ def factors_of(runs: list[dict]) -> list[str]:
 def table(runs: list[dict]) -> str:
     """All of it as Markdown."""
     names = factors_of(runs)
-    by_steps = sorted({r["steps"] for r in runs if chosen(r["arm"], runs)})
     chance = [*runs[0]["test_chance"].values()]
-    rows = [["chance", "", "", *(f"{c:.2f}" for c in [*chance, np.mean(chance)])]]
+    rows = [["chance", "", "", "", *(f"{c:.2f}" for c in [*chance, np.mean(chance)])]]
     for arm in ARMS:
-        there = {row[0]["steps"]: row for row in chosen(arm, runs)}
-        for steps in by_steps:
-            if steps not in there:
-                rows.append([arm, "", steps, *["unfinished"] * len(names)])
-                continue
-            row = there[steps]
-            cells = []
+        there = {row[0]["steps"]: row for row in finished(arm, runs)}
+        for steps in BUDGETS:
+            row = there.get(steps, [])
+            seeds = f"{len(row)}" if len(row) == len(SEEDS) else f"unfinished: {len(row)}"
+            cells = [arm, f"{row[0]['flops'] / 1e12:.2f}" if row else "", steps, seeds]
             for name in names:
                 values = [accuracy(r, name) for r in row]
-                cells.append(f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})")
-            rows.append([arm, f"{row[0]['flops'] / 1e12:.2f}", row[0]["examples"], *cells])
+                cells.append(
+                    f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})" if row else ""
+                )
+            rows.append(cells)
     lines = [
-        f"Accuracy on the test split, mean of {len(SEEDS)} seeds (lowest-highest).", "",
-        *grid(["arm", "TFLOP", "examples", *names], rows), "",
+        "Accuracy on the test split, mean of the seeds (lowest-highest).", "",
+        *grid(["arm", "TFLOP", "steps", "seeds", *names], rows), "",
         "TFLOP until an accuracy is reached, and how many times what the contrastive arm needs, in "
         "FLOPs and in examples: geometric mean [95 % interval over the seeds].", "",
     ]  # fmt: skip
@@ -183,6 +187,9 @@ def plot(runs: list[dict]) -> None:
                       va="bottom", fontsize=8, color="grey")  # fmt: skip
         ends = {}
         for arm in ARMS:
+            for row in finished(arm, runs):
+                for run in row:
+                    axes.plot(run["flops"] / 1e12, accuracy(run, name), ".", c=colours[arm], ms=4)
             rows = chosen(arm, runs)
             if not rows:
                 continue
@@ -190,7 +197,6 @@ def plot(runs: list[dict]) -> None:
             y = np.array([[accuracy(run, name) for run in row] for row in rows])
             axes.plot(x, y.mean(1), c=colours[arm], lw=1.8)
             axes.fill_between(x, y.min(1), y.max(1), color=colours[arm], alpha=0.2, lw=0)
-            axes.plot(np.repeat(x, y.shape[1]), y.ravel(), ".", c=colours[arm], ms=4)
             ends[arm] = (x[-1], y.mean(1)[-1])
         right = max((x for x, _ in ends.values()), default=1.0)
         for arm, place in zip(ends, apart([y for _, y in ends.values()], 0.08)):

@@ -190,4 +190,6 @@ def test_runs_are_planned_and_an_arm_costs_what_its_curve_says():
     assert cell("captioning", level=0.75) == "> 1.41"  # 800 steps are not enough; 566 were
     assert cell("captioning", level=0.85) == "neither" and cell("words", level=0.4) == "-"
     assert "not reached" in report.table(runs) and "unfinished" not in report.table(runs)
-    assert "unfinished" in report.table(runs[:-1])
+    assert "unfinished: 2" in report.table(runs[:-1]) and "| unfinished |" in report.table(
+        runs[:-1]
+    )
