@@ -14,7 +14,7 @@ from run import ARMS, BUDGETS, MAIN, RATES, SEEDS, mean_accuracy, next_run, rate
 from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
-LEVELS = (0.5, 0.7, 0.9)
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 MEAN = "mean of all"
 
 
@@ -73,17 +73,21 @@ def costs(arm: str, runs: list[dict], factor: str, level: float, axis: str) -> l
 
 
 def ratio_cell(arm: str, runs: list[dict], factor: str, level: float, axis: str) -> str:
-    """Times what the contrastive arm needs; a bound where one of the two never gets there."""
+    """Times what the contrastive arm needs; a bound where that lies beyond the points of one."""
     over, under = (costs(a, runs, factor, level, axis) for a in (arm, ARMS[0]))
-    if not over or not under or 0.0 in over or 0.0 in under:
+    if not over or not under:
         return "-"
-    if math.inf not in over + under:
+    if not {0.0, math.inf} & {*over, *under}:
         return "{:.2f} [{:.2f}, {:.2f}]".format(*interval([a / b for a, b in zip(over, under)]))
-    if math.inf in over and math.inf in under:
-        return "neither"
-    most = lambda a, values: [min(v, chosen(a, runs)[-1][0][axis]) for v in values]
-    bounds = [a / b for a, b in zip(most(arm, over), most(ARMS[0], under))]
-    return f"> {min(bounds):.2f}" if math.inf in over else f"< {max(bounds):.2f}"
+    first, last = ([chosen(a, runs)[i][0][axis] for a in (arm, ARMS[0])] for i in (0, -1))
+    # The least and the most that each can be: 0 is anything up to the first point.
+    least = lambda x, i: min(x, last[i])
+    most = lambda x, i: x or first[i]
+    low = min(least(a, 0) / most(b, 1) for a, b in zip(over, under))
+    high = max(most(a, 0) / least(b, 1) if least(b, 1) else math.inf for a, b in zip(over, under))
+    if low > 0:
+        return f"> {low:.2f}"
+    return f"< {high:.2f}" if high < math.inf else "-"
 
 
 def cost_cell(arm: str, runs: list[dict], factor: str, level: float) -> str:
@@ -136,7 +140,7 @@ def table(runs: list[dict]) -> str:
     for name in names:
         for level in LEVELS:
             cells = [cost_cell(arm, runs, name, level) for arm in ARMS]
-            if all(cell == "not reached" or cell.startswith("<") for cell in cells):
+            if all(cell[0] in "nu<" for cell in cells):  # not reached, unfinished, < a bound
                 continue
             for axis in ("flops", "examples"):
                 cells += [ratio_cell(arm, runs, name, level, axis) for arm in ARMS[1:]]

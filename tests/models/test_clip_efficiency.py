@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -188,8 +189,16 @@ def test_runs_are_planned_and_an_arm_costs_what_its_curve_says():
     assert cell("words", axis="examples") == "1.00 [1.00, 1.00]"
     cell = functools.partial(report.ratio_cell, runs=runs, factor="size", axis="flops")
     assert cell("captioning", level=0.75) == "> 1.41"  # 800 steps are not enough; 566 were
-    assert cell("captioning", level=0.85) == "neither" and cell("words", level=0.4) == "-"
+    assert cell("captioning", level=0.5) == "> 2.83"  # 100 steps or fewer are enough; 283 were
+    assert cell("captioning", level=0.85) == "-" and cell("words", level=0.4) == "-"
     assert "not reached" in report.table(runs) and "unfinished" not in report.table(runs)
     assert "unfinished: 2" in report.table(runs[:-1]) and "| unfinished |" in report.table(
         runs[:-1]
     )
+
+
+def test_what_was_measured_is_what_is_said():
+    """The table agrees with the runs of the JSON beside it."""
+    runs = json.loads((report.HERE / "results.json").read_text())
+    assert (report.HERE / "table.md").read_text() == report.table(runs)
+    assert {r["arm"] for r in runs} == set(run.ARMS)
