@@ -26,7 +26,7 @@ demo: $(DEMO)
 
 # Builds its own environment; needs no network once that is there, and no accelerator.
 test: $(TEST)
-	@JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n 2 --dist loadfile
+	@JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(TEST)
 	@.venv-test/bin/ruff check

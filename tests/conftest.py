@@ -3,16 +3,35 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 # Eight devices for every test: what is sharded in earnest must also be right on one.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Programs that run for milliseconds need not be fast: these make compiling them three to six times
+# faster, which was most of the suite's time. XLA's own passes, sharding among them, are as ever.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        # Gone in later versions, where an unknown flag ends the process.
+        *["--xla_cpu_use_fusion_emitters=false"] * (version("jaxlib").startswith("0.10.")),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 
 import pytest
 from filelock import FileLock
 
 REPO = Path(__file__).resolve().parent.parent
+# The longest, which come first: else one worker ends long after the other (`--dist loadfile`).
+LONGEST = ("hosts", "sharding", "resume", "configs", "preflight", "vqgan_training", "evaluate")
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 99)
 
 
 def run_mmx(*args, env=None, check=True, timeout=600) -> subprocess.CompletedProcess:
@@ -45,6 +64,7 @@ def compilation_cache(tmp_path_factory):
     """One cache of compiled programs for the session, in-process and in subprocesses alike."""
     folder = once(tmp_path_factory, "jax_cache", Path.mkdir)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder))

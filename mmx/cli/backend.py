@@ -65,7 +65,8 @@ def start_jax() -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", _cache_dir())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     quiet_logs()
 
 
