@@ -102,7 +102,8 @@ class Scene:
     """All factors of a scene.
 
     Attributes:
-      groups: one or two, of different kinds, three objects in all; none where there is a word.
+      groups: one or two, of different kinds, at most three objects in all; none where there is a
+        word.
       relation: of `RELATIONS`, of the first group to the second; None unless there are two.
       background: of `BACKGROUNDS`.
       word: on the sign, capitals; None where there is no sign.

@@ -37,7 +37,8 @@ SPLITS = {
 }
 _KEPT = 4  # one in so many places is kept for "test": ours; each sign has 48 places
 _SEED = 20210226  # ours
-_SHARES = (0.3, 0.55, 0.15)  # of one group, of two groups, of signs: ours
+# Of one group, of two groups, of signs: ours. What is held out is drawn anew, most often of two.
+_SHARES = (0.3, 0.55, 0.15)
 _COUNTS_OF_TWO = ((1, 1), (1, 2), (2, 1))
 
 

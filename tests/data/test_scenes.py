@@ -170,6 +170,48 @@ def test_objects_stand_as_the_caption_says(pixels):
                 assert b1 < t2 if scene.relation == "above" else t2 <= b1 < b2 and t1 < t2
 
 
+def test_relations_keep_the_distances_that_the_reader_relies_on():
+    """Before rounding: the gap along the axis, and how far off it the middles are."""
+    least = {"left of": 1.25, "above": 2.25, "on": -3}
+    seen = {relation: [] for relation in least}
+    for index in range(400):
+        scene, boxes = scene_splits.make_scene("test", index)
+        if scene.relation is None:
+            continue
+        (l1, r1, t1, b1), (l2, r2, t2, b2) = (
+            (
+                min(box.x for box in own),
+                max(box.x + box.w for box in own),
+                min(box.y for box in own),
+                max(box.y + box.h for box in own),
+            )
+            for own in ([box for box in boxes if box.kind == g.kind] for g in scene.groups)
+        )
+        gap, off = l2 - r1, t1 + b1 - t2 - b2
+        if scene.relation != "left of":
+            gap, off = t2 - b1, l1 + r1 - l2 - r2
+        assert abs(off) / 2 <= (2 if scene.relation == "on" else 4) + 1e-6
+        seen[scene.relation].append(gap)
+    for relation, gaps in seen.items():
+        assert least[relation] - 1e-6 <= min(gaps) < least[relation] + 0.2  # and is not far from it
+    assert max(seen["on"]) <= -1.5 + 1e-6
+
+
+def test_the_first_group_is_in_front():
+    heart, sun = (Group(kind, 1, "normal") for kind in ("red heart", "sun"))
+    alone = Scene((heart,), None, "blue", None)
+    boxes = [
+        scene_draw.Box(g.kind, "normal", 9.0, y, *scene_draw.extent(g.kind, "normal"))
+        for g, y in ((heart, 4.0), (sun, 8.0))
+    ]
+    solid = scene_draw.sprite("red heart", "normal", 64)[..., 3] == 1
+    solid = np.pad(solid, ((8, 64 - 8 - solid.shape[0]), (18, 64 - 18 - solid.shape[1])))
+    both = scene_draw.draw(Scene((heart, sun), "on", "blue", None), boxes, 64)
+    behind = scene_draw.draw(Scene((sun, heart), "on", "blue", None), boxes[::-1], 64)
+    shown = scene_draw.draw(alone, boxes[:1], 64)
+    assert (both[solid] == shown[solid]).all() and (behind[solid] != shown[solid]).any()
+
+
 def test_a_picture_by_hand():
     """One heart: its colour inside its box, the background everywhere else."""
     scene = Scene((Group("red heart", 1, "normal"),), None, "blue", None)
