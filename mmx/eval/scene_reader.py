@@ -1,10 +1,10 @@
 """What does a picture of a scene show? Read by synthesis: the known drawings, tried everywhere.
 
 No network, so nothing that could have taught or guided a model scores it. A picture is brought to
-`SIDE` pixels (area average). Its background is the named colour that most of its frame is nearest
-to. Then, greedily, the drawing, size and place that explain most of what is not background. For a
-residual R (picture minus background), a drawing's own D (drawing minus background) and the pixels m
-that nothing has explained yet, all sums over the drawing:
+`SIDE` pixels (area average). Its ground is the named colour that most of its pixels are nearest to,
+in the shade that they have. Then, greedily, the drawing, size and place that explain most of what
+is not ground. For a residual R (picture minus ground), a drawing's own D (drawing minus ground) and
+the pixels m that nothing has explained yet, all sums over the drawing:
 
     gain = sum m (R^2 - (R - D)^2) = 2 sum m R D - sum m D^2
     likeness = 2 sum m R D / (sum m R^2 + sum m D^2)
@@ -13,7 +13,13 @@ The gain is the log-likelihood ratio against "nothing there" under gaussian nois
 filter); alone it prefers one large drawing over two small ones that it half covers. The likeness is
 1 for an equal picture only. The greatest gain * likeness^`POWER` wins, if its likeness is `LIKE` at
 least and `VISIBLE` of its drawing's energy lies on unexplained pixels. A sign is one more drawing,
-which says nothing of its letters; they are read in their cells.
+which says nothing of its letters; `mmx.eval.scene_details` reads them, and tells "on" from behind.
+
+Generated pictures may be soft. So the first drawing is looked for as blurred as each of `SOFT`, and
+the others as that which explained most.
+
+The ground is the scene's background if `GROUND` of the pixels that no drawing explains are of that
+colour: no further than `SHADE` from it, and from no other less far.
 
 Legend: B batch, S side in pixels, h w a drawing, y x its place, C colours, K drawings, F
 frequencies.
@@ -23,7 +29,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,33 +38,24 @@ from mmx.core.progress import Progress
 from mmx.data import scene_draw, scene_grammar
 from mmx.data.scene_grammar import Found
 from mmx.eval import images as im
-from mmx.eval import retrieval
+from mmx.eval import retrieval, scene_details
+from mmx.eval.scene_details import Box, Thing, blurred, union
 
 SIDE = 32
 LIKE = 0.6  # ours, as POWER: see the table in mmx.eval.scenes
 POWER = 4
 VISIBLE = 0.35  # ours: "on" hides up to a third of the lower drawing
+GROUND = 0.75  # ours: a picture of two colours has no background
+SHADE = 60  # grey levels, as a distance in RGB: about that of the two named colours most alike
 MOST = 4  # objects looked for: one more than a scene has, so that too many show
+SOFT = (0.0, 1.0, 1.75)  # sigmas, in 1/32 of the side, that objects are looked for with: ours
 _BLUR = 0.7  # pixels, of picture and drawings: a shift by half a pixel then costs little
 _THERE = 0.05  # alpha of a drawing from which on a pixel is its own
-_PAD = 2  # pixels around a drawing that its blur reaches
+_PAD = 4  # pixels around a drawing that its blur reaches
 _CANVAS = 48  # pixels: the picture and what a window may reach beyond it; a good length for an FFT
-_BATCH = 64
+_BATCHES = (8, 32)  # pictures at once: few shapes to compile for
 _COLOURS = np.array([scene_draw.COLOURS[name] for name in scene_grammar.BACKGROUNDS], np.float32)
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_BLURS = (0.0, 0.5, 1.0, 1.5)  # sigmas, in 1/32 of the side, that letters are tried with
 _SHAPES = (("small", scene_grammar.KINDS), ("normal", scene_grammar.KINDS), ("sign", ("sign",)))
-
-
-class Thing(NamedTuple):
-    """A found object: its kind, size ("sign" for a sign) and box, in 1/32 of the side."""
-
-    kind: str
-    size: str
-    x: float
-    y: float
-    w: float
-    h: float
 
 
 def read(pictures: Sequence[np.ndarray], what: str = "") -> list[Found]:
@@ -74,8 +70,8 @@ def read(pictures: Sequence[np.ndarray], what: str = "") -> list[Found]:
     """
     progress = Progress(len(pictures), what, every=max(1, len(pictures) // 5), enabled=bool(what))
     out: list[Found] = []
-    for start in range(0, len(pictures), _BATCH):
-        rows = range(start, min(start + _BATCH, len(pictures)))
+    for start in range(0, len(pictures), _BATCHES[-1]):
+        rows = range(start, min(start + _BATCHES[-1], len(pictures)))
         out += _read_batch(_checked(np.stack([pictures[i] for i in rows])))
         progress.update(len(out))
     progress.close()
@@ -92,57 +88,51 @@ def _checked(pictures: np.ndarray) -> np.ndarray:
     return (im.as_float(pictures) + 1) * 127.5
 
 
-def backgrounds(pictures_BSSC: np.ndarray) -> np.ndarray:
-    """Index in `scene_grammar.BACKGROUNDS` of each picture's, int [B]; pictures 0..255."""
-    edge = np.zeros(pictures_BSSC.shape[1:3], bool)
-    edge[:2] = edge[-2:] = edge[:, :2] = edge[:, -2:] = True
-    frame_BNC = pictures_BSSC[:, edge]
-    nearest_BN = ((frame_BNC[:, :, None] - _COLOURS) ** 2).sum(-1).argmin(-1)
-    votes = [np.bincount(row, minlength=len(_COLOURS)) for row in nearest_BN]
-    return np.stack(votes).argmax(-1)
+def grounds(pictures_BSSC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What most pixels of each picture are; pictures and colours 0..255.
+
+    Returns:
+      index in `scene_grammar.BACKGROUNDS` int [B], the shade [B, 3] (the median of the pixels
+      nearest to that colour), and which pixels are that colour, bool [B, S, S].
+    """
+    distance_BSSK = np.stack([((pictures_BSSC - c) ** 2).sum(-1) for c in _COLOURS], -1)
+    nearest_BSS = distance_BSSK.argmin(-1)
+    close_BSS = distance_BSSK.min(-1) <= SHADE**2
+    # Pixels of no named colour vote only where there are no others.
+    voting_BSS = close_BSS | ~close_BSS.any((1, 2), keepdims=True)
+    names_B = (np.eye(len(_COLOURS))[nearest_BSS] * voting_BSS[..., None]).sum((1, 2)).argmax(-1)
+    ours_BSS = nearest_BSS == names_B[:, None, None]
+    shades = [np.median(picture[ours], 0) for picture, ours in zip(pictures_BSSC, ours_BSS)]
+    return names_B, np.stack(shades), ours_BSS & close_BSS
 
 
 @functools.cache
-def _drawing(kind: str, size: str) -> np.ndarray:
+def _drawing(kind: str, size: str, blur: float) -> np.ndarray:
     """A drawing, blurred and with its margin: float32 [h, w, 4], colours times alpha, alpha."""
     ink = scene_draw.board(SIDE) if kind == "sign" else scene_draw.sprite(kind, size, SIDE)
-    return _blurred(np.pad(ink, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))[None])[0]
+    padded = np.pad(ink, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))[None]
+    return blurred(padded, math.hypot(_BLUR, blur))[0]
 
 
 def _explains(kind: str, size: str) -> np.ndarray:
     """bool [h, w]: where a drawing says what is seen. A sign does not, where its letters may be."""
-    where = np.ones(_drawing(kind, size).shape[:2], bool)
+    where = np.ones(_drawing(kind, size, 0.0).shape[:2], bool)
     if kind == "sign":
         x, y = (_PAD + at for at in scene_draw.letter_corners(3, SIDE)[0])
-        h, w = _letters(SIDE).shape[2:]
+        w, h = (round(length) for length in scene_draw.LETTER)
         where[y : y + h, x : x + 3 * w] = False
     return where
 
 
-def _blurred(pictures_BHWC: np.ndarray, sigma: float = _BLUR) -> np.ndarray:
-    """A gaussian blur out to about 3 sigma; the edge pixels go on beyond the edge."""
-    reach = math.ceil(2.8 * sigma)
-    x = np.arange(-reach, reach + 1)
-    kernel = np.exp(-(x**2) / (2 * max(sigma, 1e-3) ** 2)).astype(np.float32)
-    kernel /= kernel.sum()
-    for axis in (1, 2):
-        pad = [(0, 0)] * 4
-        pad[axis] = (reach, reach)
-        padded, n = np.pad(pictures_BHWC, pad, mode="edge"), pictures_BHWC.shape[axis]
-        parts = [k * padded.take(range(i, i + n), axis=axis) for i, k in enumerate(kernel)]
-        pictures_BHWC = np.sum(parts, axis=0)
-    return pictures_BHWC
-
-
 @functools.cache
-def _bank(shape: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bank(shape: int, blur: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The drawings of one size, each in the top left corner of what holds the largest.
 
     Colours times alpha float32 [h, w, 3, K] in units of 255, alpha [h, w, K], and 0 or 1 [h, w, K]:
     where the drawing is.
     """
     size, kinds = _SHAPES[shape]
-    drawings = [_drawing(kind, size) for kind in kinds]
+    drawings = [_drawing(kind, size, blur) for kind in kinds]
     h, w = (max(d.shape[axis] for d in drawings) for axis in (0, 1))
     bank = np.zeros((h, w, 5, len(kinds)), np.float32)
     for k, (kind, d) in enumerate(zip(kinds, drawings)):
@@ -193,39 +183,73 @@ def _best(residual_BSSC, open_BSS, background_BC, colour_hwCK, alpha_hwK, where_
 
 
 def _read_batch(pictures_BHWC: np.ndarray) -> list[Found]:
-    pictures_BSSC = retrieval.area_resize(pictures_BHWC, SIDE)
-    fine = retrieval.area_resize(pictures_BHWC, 64 if pictures_BHWC.shape[1] >= 64 else 32)
-    names = backgrounds(pictures_BSSC)
-    things = _things(_blurred(pictures_BSSC), names)
-    return [
-        _found(of_one, picture, scene_grammar.BACKGROUNDS[name])
-        for of_one, picture, name in zip(things, fine, names)
-    ]
+    side = max(side for side in (32, 64, 128) if side <= pictures_BHWC.shape[1])
+    fine = retrieval.area_resize(pictures_BHWC, side)
+    pictures_BSSC = blurred(retrieval.area_resize(pictures_BHWC, SIDE), _BLUR)
+    names_B, shades_BC, ground_BSS = grounds(pictures_BSSC)
+    looks = [_look(*_canvas(pictures_BSSC, shades_BC), blur) for blur in SOFT]
+    softness_B = np.argmax([scores.max(0) for scores, _ in looks], 0)[: len(fine)]
+    out: list[Found | None] = [None] * len(fine)
+    for soft, blur in enumerate(SOFT):
+        rows = np.flatnonzero(softness_B == soft)
+        if not len(rows):
+            continue
+        first = tuple(part[:, rows] for part in looks[soft])
+        things, open_BSS = _things(pictures_BSSC[rows], shades_BC[rows], blur, first)
+        for i, own, open_SS in zip(rows, things, open_BSS):
+            agree = (ground_BSS[i] & open_SS).sum() >= GROUND * max(open_SS.sum(), 1)
+            background = scene_grammar.BACKGROUNDS[names_B[i]] if agree else None
+            out[i] = _found(own, fine[i], shades_BC[i], blur, background)
+    return out
 
 
-def _things(pictures_BSSC: np.ndarray, names_B: np.ndarray) -> list[list[Thing]]:
-    """The objects of pictures on backgrounds, best explained first."""
+def _canvas(
+    pictures_BSSC: np.ndarray, shades_BC: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(residuals, what is open, grounds) for `_best`: 0..1, with margins, B as in `_BATCHES`."""
     count = len(pictures_BSSC)
-    padded = min(_BATCH, max(8, 1 << (count - 1).bit_length()))  # few shapes to compile for
+    padded = min(size for size in _BATCHES if size >= count)
     background = np.zeros((padded, 3), np.float32)
-    background[:count] = _COLOURS[names_B] / 255
+    background[:count] = shades_BC / 255
     residual = np.zeros((padded, _CANVAS, _CANVAS, 3), np.float32)
     inner = slice(_PAD, SIDE + _PAD)
     residual[:count, inner, inner] = pictures_BSSC / 255 - background[:count, None, None]
     unexplained = np.zeros(residual.shape[:3], np.float32)
     unexplained[:count, inner, inner] = 1
+    return residual, unexplained, background
+
+
+_Look = tuple[np.ndarray, np.ndarray]
+
+
+def _look(residual, unexplained, background, blur: float) -> _Look:
+    """`_best` of each bank: (scores, indices), both [banks, B]."""
+    best = [
+        jax.device_get(_best(residual, unexplained, background, *_bank(shape, blur)))
+        for shape in range(len(_SHAPES))
+    ]
+    return np.stack([score for score, _ in best]), np.stack([index for _, index in best])
+
+
+def _things(
+    pictures_BSSC: np.ndarray, shades_BC: np.ndarray, blur: float, first: _Look
+) -> tuple[list[list[Thing]], np.ndarray]:
+    """The objects of pictures on grounds, best explained first, and the pixels that none explains.
+
+    The latter are bool [B, S, S]. ``first`` is the first look at these pictures.
+    """
+    count = len(pictures_BSSC)
+    residual, unexplained, background = _canvas(pictures_BSSC, shades_BC)
     things: list[list[Thing]] = [[] for _ in range(count)]
-    banks = [_bank(shape) for shape in range(len(_SHAPES))]
-    for _ in range(MOST):
-        best = [jax.device_get(_best(residual, unexplained, background, *bank)) for bank in banks]
-        scores = np.stack([score for score, _ in best])[:, :count]
-        for row in np.flatnonzero(scores.max(0) > 0):
+    for turn in range(MOST):
+        scores, indices = _look(residual, unexplained, background, blur) if turn else first
+        for row in np.flatnonzero(scores[:, :count].max(0) > 0):
             shape = int(scores[:, row].argmax())
             size, kinds = _SHAPES[shape]
-            h, w, num = banks[shape][1].shape
+            h, w, num = _bank(shape, blur)[1].shape
             places = (_CANVAS - h + 1, _CANVAS - w + 1, num)
-            y, x, k = (int(i) for i in np.unravel_index(best[shape][1][row], places))
-            drawing = _drawing(kinds[k], size)
+            y, x, k = (int(i) for i in np.unravel_index(indices[shape, row], places))
+            drawing = _drawing(kinds[k], size, blur)
             h, w = drawing.shape[:2]
             hidden = unexplained[row, y : y + h, x : x + w]  # cut off where the canvas ends
             hidden *= drawing[: hidden.shape[0], : hidden.shape[1], 3] <= _THERE
@@ -234,40 +258,38 @@ def _things(pictures_BSSC: np.ndarray, names_B: np.ndarray) -> list[list[Thing]]
             things[row].append(Thing(kinds[k], size, *(scale * length for length in box)))
         if not (scores > 0).any():
             break
-    return things
+    inner = slice(_PAD, SIDE + _PAD)
+    return things, unexplained[:count, inner, inner] > 0
 
 
-def _found(things: list[Thing], picture: np.ndarray, background: str) -> Found:
+def _found(
+    things: list[Thing],
+    picture: np.ndarray,
+    shade: np.ndarray,
+    blur: float,
+    background: str | None,
+) -> Found:
+    """What the things of a picture [side, side, 3] on ground [3] say together."""
     groups: dict[str, tuple[int, frozenset[str]]] = {}
     for thing in things:
         if thing.kind != "sign":
             count, sizes = groups.get(thing.kind, (0, frozenset()))
             groups[thing.kind] = count + 1, sizes | {thing.size}
-    boxes = {kind: _union([t for t in things if t.kind == kind]) for kind in groups}
+    of = {kind: [thing for thing in things if thing.kind == kind] for kind in groups}
+    boxes = {kind: union(own) for kind, own in of.items()}
     relations = {
         (a, relation, b)
-        for a in boxes
-        for b in boxes
-        if a != b and (relation := relation_of(boxes[a], boxes[b])) is not None
+        for a, b in itertools.permutations(of, 2)
+        if (relation := relation_of(boxes[a], boxes[b])) is not None
+        # Of more than one on one the count is wrong anyway: the best explained ones are looked at.
+        and (relation != "on" or scene_details.in_front(picture, shade, of[a][0], of[b][0], blur))
     }
     signs = [thing for thing in things if thing.kind == "sign"]
-    word = read_word(picture, signs[0]) if signs else None
+    word = scene_details.read_word(picture, shade, signs[0]) if signs else None
     return Found(groups, frozenset(relations), background, word)
 
 
-_Box = tuple[float, float, float, float]  # left, top, right, bottom in 1/32 of the side
-
-
-def _union(things: list[Thing]) -> _Box:
-    return (
-        min(t.x for t in things),
-        min(t.y for t in things),
-        max(t.x + t.w for t in things),
-        max(t.y + t.h for t in things),
-    )
-
-
-def relation_of(a: _Box, b: _Box) -> str | None:
+def relation_of(a: Box, b: Box) -> str | None:
     """Which relation of `scene_draw` a has to b, with about two units to spare; None for none."""
     gap_x, gap_y = b[0] - a[2], b[1] - a[3]
     off_x, off_y = abs(a[0] + a[2] - b[0] - b[2]) / 2, abs(a[1] + a[3] - b[1] - b[3]) / 2
@@ -276,50 +298,3 @@ def relation_of(a: _Box, b: _Box) -> str | None:
     if gap_y > 0.4:  # between the -1.5 of "on" and the 2.25 of "above", less their rounding
         return "above" if off_x <= 6 else None
     return "on" if gap_y > -5 and off_x <= 4 else None
-
-
-def read_word(picture: np.ndarray, sign: Thing) -> str:
-    """The 2 or 3 capitals on a found sign that explain its dark pixels best.
-
-    Args:
-      picture: [side, side, 3], 0..255, of whatever side `scene_draw` draws.
-      sign: where it is; its place is improved by up to 1/32 of the side each way.
-
-    The least squared error over all words, places and the `_BLURS` that a picture may have.
-    """
-    side = len(picture)
-    scale = side / scene_draw.SIDE
-    w, h = (round(length * scale) for length in scene_draw.BOARD)
-    edge, reach = round((scene_draw.LINE + 0.5) * scale), round(scale)
-    dark = np.pad(1 - picture.mean(-1) / 255, reach, mode="edge")  # 1 is black
-    best = (np.inf, "")
-    for down, right in itertools.product(range(2 * reach + 1), repeat=2):
-        top, left = round(sign.y * scale) + down, round(sign.x * scale) + right
-        board = dark[max(top, 0) : top + h, max(left, 0) : left + w]
-        if board.shape != (h, w):
-            continue
-        paper = (board[edge:-edge, edge:-edge] ** 2).sum()
-        for length in (2, 3):
-            corners = scene_draw.letter_corners(length, side)
-            lh, lw = _letters(side).shape[2:]
-            cells = np.stack([board[y : y + lh, x : x + lw] for x, y in corners])
-            # [blur, place, letter]: how much more error than that of empty paper
-            errors = _energies(side)[:, None] - 2 * np.einsum(
-                "phw,blhw->bpl", cells, _letters(side), optimize=True
-            )
-            blur = errors.min(-1).sum(-1).argmin()
-            word = "".join(_ALPHABET[i] for i in errors[blur].argmin(-1))
-            best = min(best, (paper + errors[blur].min(-1).sum(), word))
-    return best[1]
-
-
-@functools.cache
-def _letters(side: int) -> np.ndarray:
-    """Darkness of the capitals in their cells at each of `_BLURS`, float32 [blurs, 26, h, w]."""
-    sharp = np.stack([scene_draw.letter(c, side) for c in _ALPHABET]) * (1 - 30 / 255)
-    return np.stack([_blurred(sharp[..., None], b * side / 32)[..., 0] for b in _BLURS])
-
-
-@functools.cache
-def _energies(side: int) -> np.ndarray:
-    return (_letters(side) ** 2).sum((2, 3))

@@ -17,9 +17,9 @@ What the reader gets of 300 real scenes (factor by factor: `experiments/scenes/r
 share in which all is right, under a blur (sigma in 1/32 of the side) or noise (grey levels):
 
     pixels   as they are   blur 0.5   blur 1   blur 1.5   noise 40
-    32          0.993        0.993     0.987     0.630      0.997
-    64          0.997        0.993     0.970     0.533      0.997
-    128         0.973        0.957     0.953     0.543      0.963
+    32          0.987        0.987     0.977     0.900      0.980
+    64          0.993        0.980     0.963     0.883      0.990
+    128         0.990        0.980     0.953     0.893      0.993
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import json
 
 import numpy as np
@@ -13,11 +14,11 @@ from mmx.core.errors import UserError
 from mmx.data import scene_draw, scene_grammar, scene_splits
 from mmx.data.scene_draw import Box
 from mmx.data.scene_grammar import Found, Group, Scene
-from mmx.eval import evaluator, metrics, report, scene_reader, scenes
+from mmx.eval import evaluator, metrics, report, scene_details, scene_reader, scenes
 from mmx.eval.text_to_image import Model
 from mmx.models.muse import report as muse_report
 
-COUNT = 96
+COUNT = 64
 
 
 def make(split, count, pixels, first=0):
@@ -59,11 +60,11 @@ def test_accuracy_falls_smoothly_with_blur_and_noise():
     wanted, pictures = make("test", 32, 32)
     value = {
         level: scenes.accuracy(wanted, scene_reader.read(degrade(pictures, *level)))["all"].value
-        for level in ((0.75, 10), (1.5, 10), (3.0, 10))
+        for level in ((1.5, 10), (3.0, 10))
     }
-    assert value[0.75, 10] >= 0.95 > value[1.5, 10] > value[3.0, 10] <= 0.2
-    noise = np.random.default_rng(1).integers(0, 256, pictures.shape, np.uint8)
-    scores = scenes.accuracy(wanted, scene_reader.read(noise))
+    assert 0.96 > value[1.5, 10] >= 0.85 and value[3.0, 10] <= 0.2
+    noise = np.random.default_rng(1).integers(0, 256, pictures[:8].shape, np.uint8)
+    scores = scenes.accuracy(wanted[:8], scene_reader.read(noise))
     assert scores["all"].value == scores["object"].value == 0
 
 
@@ -110,6 +111,44 @@ def test_pictures_by_hand():
     # Floats in [-1, 1] are the same pictures; order and company do not matter.
     floats = np.stack(pictures[::-1]).astype(np.float32) / 127.5 - 1
     assert scene_reader.read(floats) == expected[::-1]
+
+
+def test_what_is_not_shown_is_not_read():
+    """A frame is no background, nor is a colour without a name."""
+    pink = picture("pink", ("dog", "normal", 9, 9), pixels=32)
+    ground = (pink == scene_draw.COLOURS["pink"]).all(-1)
+    framed, striped = pink.copy(), pink.copy()
+    for edge in (framed[:2], framed[-2:], framed[:, :2], framed[:, -2:]):
+        edge[:] = scene_draw.COLOURS["blue"]
+    striped[ground & (np.arange(32) // 2 % 2 == 0)[:, None]] = scene_draw.COLOURS["green"]
+    darker = np.clip(pink.astype(int) - 20, 0, 255).astype(np.uint8)  # a pink all the same
+    black = np.zeros((32, 32, 3), np.uint8)
+    found = scene_reader.read([framed, striped, darker, black])
+    assert [seen.background for seen in found] == ["pink", None, "pink", None]
+    dog = {"dog": (1, frozenset({"normal"}))}
+    assert [seen.groups for seen in found[1:]] == [dog, dog, {}]
+    asked = Scene((Group("dog", 1, "normal"),), None, "blue", None)
+    assert not scenes.hits(asked, found[0])["background"]
+
+
+@pytest.mark.parametrize("pixels", [32, 64, 128])
+def test_behind_is_not_on(pixels):
+    boxes = [("cat", "small", 10.25, 6.75), ("gift", "normal", 8.5, 14)]
+    pictures = [picture("blue", *both, pixels=pixels) for both in (boxes, boxes[::-1])]
+    pictures += [*degrade(np.stack(pictures), 0.5, 5), *degrade(np.stack(pictures), 1, 5)]
+    found = scene_reader.read(pictures)
+    assert [seen.relations for seen in found] == [{("cat", "on", "gift")}, set()] * 3
+    assert all(len(seen.groups) == 2 and seen.groups == found[0].groups for seen in found)
+
+
+@pytest.mark.parametrize("pixels", [32, 64, 128])
+def test_words_are_read_where_letters_blur_into_each_other(pixels):
+    sign = scene_details.Thing("sign", "sign", 2.0, 5.0, 28.0, 20.0)  # half a unit off
+    shade = np.array(scene_draw.COLOURS["blue"], np.float32)
+    for word, blur in itertools.product(("OQ", "WMW", "ILT"), (0, 1.5)):
+        shown = picture("blue", ("sign", "normal", 2.5, 5.5), pixels=pixels, word=word)
+        blurred = degrade(shown[None], blur, 0)[0].astype(np.float32)
+        assert scene_details.read_word(blurred, shade, sign) == word
 
 
 def test_relations_are_of_boxes():
