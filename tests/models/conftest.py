@@ -1,6 +1,8 @@
 """Tiny tasks built from the shipped configs, without data on disk and without a trained codec."""
 
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -18,6 +20,8 @@ from mmx.models.registry import make_task
 from mmx.models.stages import _digest
 from mmx.train import optim
 from mmx.train.state import make_init, make_update
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 CAPTIONS = (
     "red heart",

@@ -4,22 +4,21 @@ import dataclasses
 import functools
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import studies
 
 from mmx.core import tree
 from mmx.data import scene_grammar as grammar
 from mmx.data.scene_splits import broken_rules, make_scene
 from mmx.nn.vit import VisionTransformer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "clip_efficiency"))
-from experiments.clip_efficiency import choices, objectives, predictors, report, run
+NAMES = ("choices", "objectives", "predictors", "report", "run")
+choices, objectives, predictors, report, run = studies.load("clip_efficiency", *NAMES)
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)

@@ -1,19 +1,17 @@
 """The study clip_transfer: its attack, its words, its pools, and the table that it prints."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import studies
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "clip_transfer"
-sys.path.append(str(HERE))  # a study's files are beside its script
 NAMES = ("arms", "attacks", "drawings", "report", "scores")
-arms, attacks, drawings, report, scores = map(importlib.import_module, NAMES)
+arms, attacks, drawings, report, scores = studies.load("clip_transfer", *NAMES)
 
 
 def drawing(name, base, split, tone="", concept=None, flag=False, grey=None):
