@@ -96,7 +96,8 @@ def cost_cell(arm: str, runs: list[dict], factor: str, level: float) -> str:
     if not found:
         return "unfinished"
     if math.inf in found:
-        return "not reached"
+        there = sum(cost < math.inf for cost in found)
+        return f"by {there} of {len(found)} seeds" if there else "not reached"
     if 0.0 in found:
         return "< {:.2f}".format(chosen(arm, runs)[0][0]["flops"] / 1e12)
     return f"{float(np.exp(np.mean(np.log(found)))) / 1e12:.2f}"
@@ -117,7 +118,11 @@ def table(runs: list[dict]) -> str:
     """All of it as Markdown."""
     names = factors_of(runs)
     chance = [*runs[0]["test_chance"].values()]
-    rows = [["chance", "", "", "", *(f"{c:.2f}" for c in [*chance, np.mean(chance)])]]
+    asked = [str(n) for n in runs[0]["test_questions"].values()]
+    rows = [
+        ["questions", "", "", "", *asked, ""],
+        ["chance", "", "", "", *(f"{c:.2f}" for c in [*chance, np.mean(chance)])],
+    ]
     for arm in ARMS:
         there = {row[0]["steps"]: row for row in finished(arm, runs)}
         for steps in BUDGETS:
@@ -140,7 +145,9 @@ def table(runs: list[dict]) -> str:
     for name in names:
         for level in LEVELS:
             cells = [cost_cell(arm, runs, name, level) for arm in ARMS]
-            if all(cell[0] in "nu<" for cell in cells):  # not reached, unfinished, < a bound
+            if all(
+                cell[0] in "nub<" for cell in cells
+            ):  # not reached, unfinished, by some, < a bound
                 continue
             for axis in ("flops", "examples"):
                 cells += [ratio_cell(arm, runs, name, level, axis) for arm in ARMS[1:]]

@@ -141,7 +141,7 @@ def _pgd_lines(arms: Mapping) -> list[str]:
     n = _first(arms, "pgd/same/eps0/right")["n"]
     lines = [
         f"**PGD** (L-inf, {scores.PGD_STEPS} steps, eps in grey levels of 255): top-1 of {n} "
-        "pictures that were trained on.",
+        "emoji that were trained on as OpenMoji draws them.",
         "",
     ]
     levels = [f"{eps:g}" for eps in (0, *scores.EPS)]

@@ -35,7 +35,7 @@ from mmx.eval import stats  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ATTACKED, TYPED, SIGNS = 96, 512, 300  # pictures under PGD, under words; signs of a split
-CHECKED_EPS = 0.5
+CHECKED_EPS = 4
 POOL_SEED = 0
 BASELINE = "pixels"  # of `scores.matches`; no arm of training
 
@@ -227,10 +227,11 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="table and plot of results.json")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    out = Path(args.workdir) if args.tiny else HERE
+    workdir = Path(args.workdir, "tiny") if args.tiny else Path(args.workdir)
+    out = workdir if args.tiny else HERE
     if not args.report:
         start_jax()
-        setup, workdir = set_up(args.data_dir, args.tiny), Path(args.workdir)
+        setup = set_up(args.data_dir, args.tiny)
         for name in args.arms:
             if not (workdir / name / "record.json").is_file():
                 arm, _, seed = name.rpartition("-")

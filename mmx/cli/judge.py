@@ -89,7 +89,7 @@ class Judge:
         clip, step = self._scorer
         data = clip.config().data
         sees = f"{data.crop} {data.image_size} px"
-        return f"{_name(clip, step)} ({sees}, weights {clip.identity(step)})"
+        return f"{_name(clip, step)} ({sees}, save {clip.identity(step)})"
 
     def measure(
         self, names: Sequence[str], batches: Iterable[Mapping[str, Any]]
@@ -166,9 +166,10 @@ def _check_apart(run_dir: RunDir, clip: RunDir) -> None:
     for folder in storage.children(run_dir.path / "stages"):
         if not (folder / "pin.json").is_file():
             continue
-        spec = json.loads(storage.read_text(folder / "pin.json"))["spec"]
-        path = spec if storage.path(spec).exists() else spec.rpartition("@")[0] or spec
-        if storage.absolute(path) == storage.absolute(clip.path):
+        pin = json.loads(storage.read_text(folder / "pin.json"))
+        path = pin["spec"].removesuffix(f"@{pin['step']}")
+        saves = (clip.identity(step) for step in clip.steps())
+        if storage.absolute(path) == storage.absolute(clip.path) or pin.get("save") in saves:
             raise UserError(
                 f"config.eval.scorer={clip.path}: {run_dir.path} has learned from it (its stage "
                 f"{folder.name!r}), and a network that guided or taught never scores; name another"

@@ -131,10 +131,11 @@ class RunDir:
         return finished_steps(self.checkpoints)
 
     def identity(self, step: int) -> str:
-        """Eight digits that tell the weights of a step from all others, and stay in a copy of it.
+        """Eight digits that tell the save of a step from all others, and stay in a copy of it.
 
         They are of the names and sizes of its files, without reading any: the data files of Orbax
-        (OCDBT) have random names of 128 bits, so no two saves share one.
+        (OCDBT) have random names of 128 bits, so no two saves share one. A damaged file is not seen
+        here; Orbax sees it, when it reads.
         """
         files = storage.versions(self.checkpoints / str(step) / "model")
         names = sorted(f"{name.rpartition('/model/')[2]} {files[name][0]}" for name in files)

@@ -197,7 +197,10 @@ def report(
             rows = functools.partial(batches, model, examples, asked, image)
             training = read(model, splits["train"], through_codec=False).small
             some = np.random.default_rng(seed + 1).permutation(len(training))[: reports.DRAWN]
-            out |= nearest_training_image(image, training, some)
+            near = nearest_training_image(image, training, some)
+            # The first ones of the split: `read` takes no more.
+            of = f"nearest_of_{len(training)}_training_images"
+            out |= {k.replace("nearest_training_image", of): score for k, score in near.items()}
     return out, [*sections, decoding], rows
 
 

@@ -85,7 +85,7 @@ def pin(
     if earlier.tokenizer_file.is_file():
         storage.write(folder / "tokenizer.json", storage.read_text(earlier.tokenizer_file))
     # Written last: a folder with a pin is whole.
-    record = {"spec": spec, "step": step, "sha256": digest}
+    record = {"spec": spec, "step": step, "sha256": digest, "save": earlier.identity(step)}
     storage.write(pin_file, json.dumps(record, indent=2) + "\n")
     return folder
 

@@ -186,7 +186,7 @@ def test_a_clip_scores_what_a_tokenizer_rebuilds(
     assert {line["n"] for line in lines.values() if line["evaluator"] != "report"} == {20}
     recipe = lines[name]["recipe"]
     assert recipe == lines["cmmd_run@20"]["recipe"]
-    assert recipe.startswith("run@20 (centre 64 px, weights ")
+    assert recipe.startswith("run@20 (centre 64 px, save ")
     assert (
         "), one half of test rebuilt, against the other half, 32 px, tfds:openmoji/32 (" in recipe
     )

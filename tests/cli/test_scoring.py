@@ -164,7 +164,7 @@ def test_who_may_not_score(run, hollow, tmp_path, refused):
     assert "does not compare images with texts" in refused(*named, "--scorer", other)
     recipes = Scorer(run, metrics=["clip_score"], scorer=str(clip)).recipes
     digest = RunDir(clip).identity(20)
-    assert recipes["clip_score"].startswith(f"clip64@20 (centre 64 px, weights {digest}), one half")
+    assert recipes["clip_score"].startswith(f"clip64@20 (centre 64 px, save {digest}), one half")
     # Not there (any more): the other metrics need none, and what it has scored is shown.
     Ledger(run.evals_file).add(20, 0, "clip_score", recipes["clip_score"], {"clip": 0.5})
     gone = Scorer(run, metrics=["clip_score", "psnr"], scorer=str(tmp_path / "gone"))
@@ -175,8 +175,12 @@ def test_who_may_not_score(run, hollow, tmp_path, refused):
     # It taught the run: a stage of it.
     stage = run.stage("teacher")
     stage.mkdir(parents=True)
-    (stage / "pin.json").write_text(json.dumps({"spec": f"{clip}@10"}))
-    assert "its stage 'teacher'" in refused(*named, "--scorer", clip)
+    for pin in (
+        {"spec": f"{clip}@10", "step": 10},
+        {"spec": "moved", "step": 20, "save": RunDir(clip).identity(20)},
+    ):
+        (stage / "pin.json").write_text(json.dumps(pin))
+        assert "its stage 'teacher'" in refused(*named, "--scorer", clip)
     assert "shows no pictures that psnr could measure" in refused(
         "evaluate", clip, "--metrics", "psnr"
     )

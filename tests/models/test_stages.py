@@ -37,6 +37,7 @@ def test_pins_once_and_outlives_the_earlier_run(earlier, run):
     folder = stages.pin(run, "codec", str(earlier), DROP)
     pin = json.loads((folder / "pin.json").read_text())
     assert pin["spec"] == str(earlier) and pin["step"] == step == 20
+    assert pin["save"] == RunDir(earlier).identity(20)
     written = os.stat(folder / "weights.safetensors").st_mtime_ns
 
     shutil.rmtree(earlier)
