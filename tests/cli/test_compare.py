@@ -146,7 +146,7 @@ def test_tokenizers_rebuild_the_same_images_and_are_scored(
     for column in shown.columns:  # what was missing is there now, once
         lines = (tmp_path / column.run / "evals.jsonl").read_text().splitlines()
         at = [json.loads(line) for line in lines if f'"step": {column.step},' in line]
-        assert {line["metric"]: line for line in at} == column.scores and len(at) == 9
+        assert {line["metric"]: line for line in at} == column.scores and len(at) == 10
         assert all(line["seed"] == 3 for line in at)
     assert capsys.readouterr().err.count("scoring step") == 3
 
