@@ -155,7 +155,7 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
     # Decay: of CLIP on "all weights that are not gains or biases" (sec. 2.5), of SigLIP kernels.
     mask = tree.flatten(optim.decay_mask(nn.unbox(params), decays))
     last = lambda decayed: {path.split("/")[-1] for path in mask if mask[path] == decayed}
-    if name in ("siglip_b16", "vit_l14"):  # of vit_l14 its docstring says so
+    if name == "siglip_b16":
         assert last(True) == {"kernel"}
     else:
         assert last(False) == {"scale", "bias", "logit_scale"} and "kernel" in last(True)
