@@ -11,6 +11,7 @@ from mmx.core.errors import UserError
 from mmx.models.clip.loss import embed_cached
 from mmx.models.clip.model import PIXELS, make_model
 from mmx.models.texts import clip_tokenizer
+from mmx.nn.resnet import AttentionPool
 from mmx.nn.transformer import ACTIVATIONS
 from mmx.ops.contrastive import contrastive_loss, unit
 
@@ -212,6 +213,22 @@ def test_the_resnet_is_the_published_one_and_keeps_its_statistics():
     )
     unbiased = x.reshape(-1, x.shape[-1]).var(0, ddof=1)
     np.testing.assert_allclose(moved["var"], 0.9 * before["var"] + 0.1 * unbiased, rtol=1e-4)
+
+
+def test_attention_pooling_asks_with_the_mean_of_all_positions():
+    """Of 3x3 positions and small numbers: in the whole ResNet there is one, which drowns it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 3, 8)).astype(np.float32)
+    layer = AttentionPool(heads=2, features=5)
+    shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))["params"]
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    got = jax.jit(layer.apply)({"params": params}, x)
+    for row, want in zip(x, got):
+        flat = row.reshape(9, 8).astype(np.float64)
+        flat = np.concatenate([flat.mean(0, keepdims=True), flat]) + params["positions"]
+        np.testing.assert_allclose(
+            want, attention(f64(params)["attention"], flat[:1], flat, heads=2)[0], atol=1e-4
+        )
 
 
 def test_a_text_ends_at_its_first_end_of_text():
