@@ -159,7 +159,8 @@ def fake_run(arm, lr, seed, steps, value):
     score = {run.MAIN[arm]: {"size": value}}
     return dict(arm=arm, lr=lr, seed=seed, steps=steps, validation=score, test=score,
                 cpu_seconds=1.0, flops=steps * (3.0 if arm == "words" else 1.0), examples=steps,
-                test_chance={"size": 0.5}, use_flops=dict(image=1, text=1, pair=1))  # fmt: skip
+                test_chance={"size": 0.5}, test_questions={"size": 9},
+                use_flops=dict(image=1, text=1, pair=1))  # fmt: skip
 
 
 def finish(arm, best, value):
