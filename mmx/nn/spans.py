@@ -1,0 +1,61 @@
+"""Attention in which each query reads an interval of keys: text, images and documents in one row.
+
+Axis letters: B batch, L length, M keys, N heads, K head size.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mmx.ops.spans import Bounds
+
+
+def attend_spans(
+    q_BLNK: jax.Array,
+    k_BLNK: jax.Array,
+    v_BLNK: jax.Array,
+    bounds: Bounds,
+    impl: str,
+    max_span: int,
+    scaled: bool = False,
+) -> jax.Array:
+    """Softmax attention in which query q reads the keys ``start[q] <= k < end[q]``.
+
+    Args:
+      q_BLNK, k_BLNK, v_BLNK: queries, keys, values.
+      bounds: see :func:`mmx.ops.spans.bounds_of`. A query that reads nothing gives zeros.
+      impl: a key of ``IMPLS``, or "auto": the fastest that a test holds equal to "dense" on this
+        backend.
+      max_span: no query reads further than ``q + max_span - 1``
+        (:func:`mmx.ops.spans.check_spans`).
+      scaled: the queries come divided by sqrt(K); else that is done here.
+
+    Returns:
+      [B, L, N, K] in q's dtype. Its name for remat is "attention_out".
+    """
+    if not scaled:
+        # Here and in float32, so that no implementation rounds it in its own way.
+        q_BLNK = (q_BLNK.astype(jnp.float32) * q_BLNK.shape[-1] ** -0.5).astype(q_BLNK.dtype)
+    if impl == "auto":
+        impl = AUTO.get(jax.default_backend(), "dense")
+    return IMPLS[impl](q_BLNK, k_BLNK, v_BLNK, bounds, max_span)
+
+
+def _dense(q_BLNK, k_BLNK, v_BLNK, bounds, max_span):
+    """The definition. It needs no band: a longer span is read whole."""
+    scores_BNLM = jnp.einsum("blnk,bmnk->bnlm", q_BLNK, k_BLNK, preferred_element_type=jnp.float32)
+    start_BL1, end_BL1 = (x[:, :, None] for x in bounds)
+    key_M = jnp.arange(k_BLNK.shape[1])
+    visible_BLM = (start_BL1 <= key_M) & (key_M < end_BL1)
+    # Finite, for rows in which no key is visible: their weights are cut off below.
+    scores_BNLM = jnp.where(visible_BLM[:, None], scores_BNLM, -1e30)
+    weights_BNLM = jax.nn.softmax(scores_BNLM, axis=-1).astype(v_BLNK.dtype)
+    out_BLNK = jnp.einsum("bnlm,bmnk->blnk", weights_BNLM, v_BLNK)
+    out_BLNK = jnp.where((start_BL1 < end_BL1)[..., None], out_BLNK, 0)
+    return checkpoint_name(out_BLNK, "attention_out")
+
+
+IMPLS: dict[str, Callable] = {"dense": _dense}
+AUTO: dict[str, str] = {"cpu": "dense"}
