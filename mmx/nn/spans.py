@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mmx.ops.spans import Bounds
-
 
 def attend_spans(
     q_BLNK: jax.Array,
     k_BLNK: jax.Array,
     v_BLNK: jax.Array,
-    bounds: Bounds,
+    bounds: tuple[jax.Array, jax.Array],
     impl: str,
     max_span: int,
     scaled: bool = False,
@@ -25,7 +23,8 @@ def attend_spans(
 
     Args:
       q_BLNK, k_BLNK, v_BLNK: queries, keys, values.
-      bounds: see :func:`mmx.ops.spans.bounds_of`. A query that reads nothing gives zeros.
+      bounds: start and end, int32 [B, L] (:func:`mmx.ops.spans.bounds_of`). A query that reads
+        nothing gives zeros.
       impl: a key of ``IMPLS``, or "auto": the fastest that a test holds equal to "dense" on this
         backend.
       max_span: no query reads further than ``q + max_span - 1``
