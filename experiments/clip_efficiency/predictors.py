@@ -76,7 +76,7 @@ class Captioner(nn.Module):
         )
         self.final_norm = LayerNorm(eps=EPS, use_bias=True)
         init = nn.initializers.normal(self.width**-0.5)
-        self.head = Kernel((self.width, rows), ("embed", "vocab"), init)
+        self.head = Kernel(("embed", "vocab"), init)
 
     def __call__(self, image_BHWC: jax.Array, text_ids_BT: jax.Array):
         """float32 [B, H, W, 3] in [-1, 1] and ids -> as :meth:`decode`."""
@@ -99,7 +99,7 @@ class Captioner(nn.Module):
         # Padding comes after all that counts, so that its id is free to stand for the start.
         before_BT = jnp.pad(text_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PAD_ID)
         x_BTD, _ = self.blocks(self.tokens(before_BT) + self.positions, image_BLD)
-        return self.final_norm(x_BTD), self.head()
+        return self.final_norm(x_BTD), self.head(self.width, round_up(self.vocab_size))
 
 
 def token_log_probs(hidden_BTD, head_DV, text_ids_BT, vocab_size: int) -> jax.Array:

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 
-def rotate(x_BLNK: jax.Array, theta: float = 10_000.0, scale: float = 1.0) -> jax.Array:
+def rotate(
+    x_BLNK: jax.Array,
+    theta: float = 10_000.0,
+    scale: float = 1.0,
+    position_BL: jax.Array | None = None,
+) -> jax.Array:
     """Turn each pair of coordinates by an angle that grows with the position, in float32.
 
     The product of a rotated query and a rotated key depends on how far apart they are and not on
@@ -17,26 +22,29 @@ def rotate(x_BLNK: jax.Array, theta: float = 10_000.0, scale: float = 1.0) -> ja
     are neighbours: the same up to the order of coordinates, and slower on a TPU).
 
     Args:
-      x_BLNK: queries or keys of positions 0 .. L - 1; K is even.
+      x_BLNK: queries or keys; K is even.
       theta: pair k turns by theta^(-2k / K) a position (eq. 15).
       scale: of the result, in the same pass and before it is rounded.
+      position_BL: int, of each; 0 .. L - 1 in every row where None.
 
     Returns:
       [B, L, N, K] in x's dtype.
     """
-    return _turn(theta, scale, x_BLNK)
+    if position_BL is None:
+        position_BL = jnp.arange(x_BLNK.shape[1])[None]
+    return _turn(theta, scale, x_BLNK, position_BL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _turn(theta, scale, x_BLNK):
-    return _turned(x_BLNK, theta, scale, 1.0)
+def _turn(theta, scale, x_BLNK, position_BL):
+    return _turned(x_BLNK, position_BL, theta, scale, 1.0)
 
 
-def _turned(x_BLNK, theta, scale, sense):
-    length, half = x_BLNK.shape[1], x_BLNK.shape[-1] // 2
+def _turned(x_BLNK, position_BL, theta, scale, sense):
+    half = x_BLNK.shape[-1] // 2
     speed_k = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_Lk = jnp.arange(length, dtype=jnp.float32)[:, None] * speed_k
-    angle_LK = jnp.tile(angle_Lk, 2)[None, :, None]
+    angle_BLk = position_BL.astype(jnp.float32)[..., None] * speed_k
+    angle_BLNK = jnp.tile(angle_BLk, 2)[:, :, None]
     # The partners come by a product, which is exact: a TPU's compiler cuts a rotation of lanes into
     # halves, which it writes to memory one by one.
     swap_KK = jnp.roll(jnp.eye(2 * half, dtype=x_BLNK.dtype), half, axis=1)
@@ -48,18 +56,18 @@ def _turned(x_BLNK, theta, scale, sense):
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    turned_BLNK = x_BLNK.astype(jnp.float32) * (scale * jnp.cos(angle_LK))
-    turned_BLNK += partner_BLNK * (scale * jnp.sin(angle_LK))
+    turned_BLNK = x_BLNK.astype(jnp.float32) * (scale * jnp.cos(angle_BLNK))
+    turned_BLNK += partner_BLNK * (scale * jnp.sin(angle_BLNK))
     return turned_BLNK.astype(x_BLNK.dtype)
 
 
-def _forward(theta, scale, x_BLNK):
-    return _turn(theta, scale, x_BLNK), None
+def _forward(theta, scale, x_BLNK, position_BL):
+    return _turn(theta, scale, x_BLNK, position_BL), position_BL
 
 
-def _backward(theta, scale, _, slope_BLNK):
+def _backward(theta, scale, position_BL, slope_BLNK):
     """Back by the same angle. Written out, as autodiff would round nothing and pass float32 on."""
-    return (_turned(slope_BLNK, theta, scale, -1.0),)
+    return _turned(slope_BLNK, position_BL, theta, scale, -1.0), None
 
 
 _turn.defvjp(_forward, _backward)

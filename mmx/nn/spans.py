@@ -42,17 +42,23 @@ def attend_spans(
     return IMPLS[impl](q_BLNK, k_BLNK, v_BLNK, bounds, max_span)
 
 
+def visible_keys(bounds: tuple[jax.Array, jax.Array], keys: int) -> jax.Array:
+    """bool [B, L, keys]: the mask that the bounds stand for."""
+    start_BL1, end_BL1 = (x[:, :, None] for x in bounds)
+    key_M = jnp.arange(keys)
+    return (start_BL1 <= key_M) & (key_M < end_BL1)
+
+
 def _dense(q_BLNK, k_BLNK, v_BLNK, bounds, max_span):
     """The definition. It needs no band: a longer span is read whole."""
     scores_BNLM = jnp.einsum("blnk,bmnk->bnlm", q_BLNK, k_BLNK, preferred_element_type=jnp.float32)
-    start_BL1, end_BL1 = (x[:, :, None] for x in bounds)
-    key_M = jnp.arange(k_BLNK.shape[1])
-    visible_BLM = (start_BL1 <= key_M) & (key_M < end_BL1)
     # Finite, for rows in which no key is visible: their weights are cut off below.
+    visible_BLM = visible_keys(bounds, k_BLNK.shape[1])
     scores_BNLM = jnp.where(visible_BLM[:, None], scores_BNLM, -1e30)
     weights_BNLM = jax.nn.softmax(scores_BNLM, axis=-1).astype(v_BLNK.dtype)
     out_BLNK = jnp.einsum("bnlm,bmnk->blnk", weights_BNLM, v_BLNK)
-    out_BLNK = jnp.where((start_BL1 < end_BL1)[..., None], out_BLNK, 0)
+    start_BL, end_BL = bounds
+    out_BLNK = jnp.where((start_BL < end_BL)[..., None, None], out_BLNK, 0)
     return checkpoint_name(out_BLNK, "attention_out")
 
 

@@ -62,6 +62,19 @@ def test_rope_scales_and_turns_slopes_back():
     assert pull(slope_BLNK)[0].dtype == jnp.float32
 
 
+def test_rope_takes_positions():
+    x_BLNK, slope_BLNK = normal(2, 3, 2, 6), normal(2, 3, 2, 6)
+    at_BL = jnp.array([[4, 0, 2], [1, 1, 7]])
+    turned, pull = jax.vjp(lambda x: rotate(x, position_BL=at_BL), x_BLNK)
+    for b, l in np.ndindex(2, 3):
+        alone = np.zeros((1, 8, 2, 6), np.float32)
+        alone[0, at_BL[b, l]] = x_BLNK[b, l]
+        np.testing.assert_allclose(turned[b, l], rotate(alone)[0, at_BL[b, l]], atol=1e-6)
+    # Turning keeps lengths, so the slope turns back.
+    there = rotate(pull(slope_BLNK)[0], position_BL=at_BL)
+    np.testing.assert_allclose(there, slope_BLNK, atol=1e-5)
+
+
 def test_swiglu_by_hand():
     x_BLD = normal(2, 3, 4)
     layer = SwiGLU(5)
@@ -98,7 +111,7 @@ def test_scan_equals_an_unrolled_loop():
         x = params["tokens"]["embedding"][IDS]
         for layer in range(DEPTH):
             block = jax.tree.map(lambda leaf, at=layer: leaf[at], params["decoder"]["blocks"])
-            x, _ = DecoderBlock(HEADS, MLP).apply({"params": block}, x)
+            x, _ = DecoderBlock(HEADS, MLP).apply({"params": block}, x, None)
         x = RMSNorm(eps=1e-5).apply({"params": params["decoder"]["final_norm"]}, x)
         return (x @ params["head"]["kernel"])[..., :VOCAB]
 
