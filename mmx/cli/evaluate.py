@@ -22,12 +22,13 @@ examples:
   mmx evaluate runs/muse --metrics kid_mobilenetv2_96px,clip_score --scorer runs/clip
 
 A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run its PSNR and
-codebook use on each split, and images beside their reconstructions; of a split, the first 5,000
-examples: config.eval.examples is how many of them the scores during training see, and is not read
-here. Nor is config.eval.splits by a Muse run, which reports on every split. The scores go to
-RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each checkpoint is scored once: the
-same command again shows what is there, and computes what is missing alone, as a metric that is
-named later, or whose network came later (`mmx prepare features`).
+codebook use (KL and spread of continuous latents) on each split, and images beside their
+reconstructions; of a split, the first 5,000 examples: config.eval.examples is how many of them the
+scores during training see, and is not read here. Nor is config.eval.splits by a Muse run, which
+reports on every split. The scores go to RUN/evals.jsonl and, at the checkpoint's step, to
+TensorBoard. Each checkpoint is scored once: the same command again shows what is there, and
+computes what is missing alone, as a metric that is named later, or whose network came later
+(`mmx prepare features`).
 
 Metrics are those of config.eval.metrics: of what a Muse run draws, of what a tokenizer rebuilds.
 clip_score and cmmd need a CLIP that scores (config.eval.scorer); one that guided, taught or ordered

@@ -1,6 +1,6 @@
-"""Images as numbers: 8-bit conversion, PSNR, use of a codebook.
+"""Images as numbers: 8-bit conversion, PSNR, use of a codebook, spread of continuous latents.
 
-B batch, H W pixels, C channels, E codebook entries, S tokens of an image.
+B batch, H W pixels, C channels, E codebook entries, S tokens of an image, Z latent width.
 """
 
 import numpy as np
@@ -109,6 +109,41 @@ def codebook_use(codes: np.ndarray, num_codes: int) -> tuple[stats.Score, stats.
         stats.jackknife(used / num_codes, np.array(use), 0.0, 1.0),
         stats.jackknife(perplexity(counts_E), np.array(spread), 1.0, float(num_codes)),
     )
+
+
+def latent_spread(mean_BZ: np.ndarray, square_BZ: np.ndarray) -> dict[str, stats.Score]:
+    """How far latents are from a standard deviation of 1 a channel.
+
+    Args:
+      mean_BZ, square_BZ: of each of B images, the mean of its latents and of their squares.
+
+    Returns:
+      "latent_std": root of the mean variance of the channels; "latent_std_lowest",
+      "latent_std_highest": of the channel that varies least, and of that which does most.
+      Intervals: delete-one-image jackknife. Of one image they are all that is possible.
+    """
+
+    def std(mean_Z, square_Z):
+        return np.sqrt(np.maximum(square_Z - mean_Z**2, 0))
+
+    B = len(mean_BZ)
+    means_BZ = np.stack([mean_BZ, square_BZ]).astype(np.float64)
+    std_Z = std(*means_BZ.mean(1))
+    if B > 1:
+        without_BZ = std(*((means_BZ.sum(1, keepdims=True) - means_BZ) / (B - 1)))
+    root = lambda std_Z: np.sqrt(np.square(std_Z).mean(-1))
+    lowest, highest = std_Z.argmin(), std_Z.argmax()
+    parts = {
+        "latent_std": root,
+        "latent_std_lowest": lambda std_Z: std_Z[..., lowest],
+        "latent_std_highest": lambda std_Z: std_Z[..., highest],
+    }
+    return {
+        name: stats.Score(float(of(std_Z)), 0.0, np.inf, 1)
+        if B == 1
+        else stats.jackknife(float(of(std_Z)), of(without_BZ), 0.0, np.inf)
+        for name, of in parts.items()
+    }
 
 
 def ssim(images_BHWC: np.ndarray, recon_BHWC: np.ndarray) -> np.ndarray:

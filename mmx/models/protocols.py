@@ -2,9 +2,9 @@
 
 The loop and the verbs of ``mmx`` know a :class:`Task`, a :class:`DrawingTask` where they draw, an
 :class:`EmbeddingTask` where they compare images with texts. A family that needs an earlier stage
-takes any object of :class:`Codec`; `registry` finds which.
+takes any object of :class:`Codec`, or of :class:`LatentCodec`; `registry` finds which.
 Axis letters: B batch, R decoding steps, S image codes, h w latent grid, H W pixels, T text tokens,
-D width.
+D width, Z latent width.
 """
 
 from collections.abc import Iterator
@@ -179,7 +179,8 @@ class RebuildingTask(MeasuredTask, Protocol):
     """A task of an image tokenizer: the registry has its family among the codecs."""
 
     def reconstruct(self, mesh: Any):
-        """``(params, extra, image_u8 [B, H, W, 3]) -> (float32 [B, H, W, 3], codes)``."""
+        """``(params, extra, image_u8 [B, H, W, 3]) -> (float32 [B, H, W, 3], what it was coded as:
+        int32 codes, or a dict of arrays)``."""
         ...
 
 
@@ -208,6 +209,40 @@ class Codec(Protocol):
 
     def decode(self, weights: Any, codes_Bhw: jax.Array) -> jax.Array:
         """int32 [B, h, w] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""
+        ...
+
+
+class LatentCodec(Protocol):
+    """image <-> grid of vectors whose channels have mean 0 and standard deviation 1 on the data.
+
+    Mean and deviation are measured in training and are among the weights, which are passed in.
+
+    Attributes:
+      latent_dim: Z.
+      scale: f, pixels a vector along one side.
+    """
+
+    latent_dim: int
+    scale: int
+
+    def grid(self, image_size: int) -> int:
+        """Vectors along one side. Raises UserError when f does not divide the size."""
+        ...
+
+    def abstract_weights(self) -> Any:
+        """Shapes of the weights that the other methods take."""
+        ...
+
+    def encode(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [-1, 1] -> float32 [B, h, w, Z]: the means of the posteriors."""
+        ...
+
+    def sample(self, weights: Any, image_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """A draw of the posteriors, of row i with key i; float32 [B, h, w, Z]."""
+        ...
+
+    def decode(self, weights: Any, z_BhwZ: jax.Array) -> jax.Array:
+        """float32 [B, h, w, Z] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""
         ...
 
 

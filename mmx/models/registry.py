@@ -12,8 +12,10 @@ _TASKS = {
 }
 # Families whose tasks are an EmbeddingTask.
 _EMBED = ("clip",)
-# family -> (module, codec class)
-_CODECS = {"vqgan": ("mmx.models.vqgan.codec", "VqganCodec")}
+# family -> (module, what makes the codec of a config)
+_CODECS = {"vqgan": ("mmx.models.vqgan.codec", "make_codec")}
+# What a codec gives -> (how a codec of it is known, in words).
+_GIVES = {"codes": ("num_codes", "codes"), "latents": ("latent_dim", "continuous latents")}
 # What opens the published weights of a family: only that of CLIP so far.
 _PUBLISHED = ("mmx.models.clip.published", "PublishedClip")
 
@@ -34,9 +36,24 @@ def make_task(config, run, abstract: bool = False):
     return _load(_TASKS, config.family, "family of models")(config, run, abstract)
 
 
-def make_codec(config):
-    """The codec of an earlier run's config. Raises UserError when that family is none."""
-    return _load(_CODECS, config.family, "image codec")(config)
+def make_codec(config, gives: str = ""):
+    """The codec of an earlier run's config.
+
+    Args:
+      config: of that run.
+      gives: "codes" or "latents" where the later model can do with nothing else: a
+        :class:`mmx.models.protocols.Codec`, or a LatentCodec.
+
+    Raises:
+      UserError: a family that is no codec, or a codec of the other kind.
+    """
+    codec = _load(_CODECS, config.family, "image codec")(config)
+    if gives and not hasattr(codec, _GIVES[gives][0]):
+        raise UserError(
+            f"config.codec: a tokenizer with config.quantizer.kind={config.quantizer.kind!r} does "
+            f"not give {_GIVES[gives][1]}, which this model reads; name a run of one that does"
+        )
+    return codec
 
 
 def check_family(config) -> None:

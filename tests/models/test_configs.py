@@ -46,6 +46,12 @@ def test_no_text_is_pinned_of_a_config_that_is_gone():
     assert {golden(spec) for spec in SPECS} == set(GOLDENS.glob("*.txt"))
 
 
+# Of a paper's sizes; the others are ours.
+PAPERS = [name for name in NAMES if "openmoji" not in name and "scenes" not in name]
+ARXIV = {"clip": ("2103.00020", "2303.15343"), "muse": ("2301.00704",),
+         "vqgan": ("2301.00704", "2408.11039")}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_is_a_contract(name):
     path, _ = configs.find_config(name)
@@ -54,8 +60,8 @@ def test_the_docstring_is_a_contract(name):
     assert 20 < len(lines[0]) <= 100 and lines[0].endswith(".")
     assert f"mmx train --config {name}" in doc  # the command
     assert "ours" in doc  # where the numbers come from
-    if "openmoji" not in name:
-        papers = ("2103.00020", "2303.15343") if name.startswith("clip/") else ("2301.00704",)
+    if name in PAPERS:
+        papers = ARXIV[name.partition("/")[0]]
         assert any(f"arXiv {paper}" in doc for paper in papers) and "Hardware" in doc
     config = configs.load_config(name)
     assert len(configs.flat_items(config)) <= 75
@@ -63,7 +69,7 @@ def test_the_docstring_is_a_contract(name):
     assert not (config.data.get("crop") == "random" and "--size" in doc.split("Paper")[0])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "openmoji" not in n])
+@pytest.mark.parametrize("name", PAPERS)
 def test_every_number_of_a_papers_config_says_where_it_is_from(name):
     path, _ = configs.find_config(name)
     inside = path.read_text().split("c.model = ")[1].split("c.mesh")[0]
@@ -99,6 +105,20 @@ def test_the_papers_numbers():
         assert (np.prod(q.levels) if arg == "fsq" else 2**q.bits) == 8192
 
 
+def test_the_papers_numbers_of_transfusions_autoencoder():
+    """arXiv 2408.11039 sec. 3.1, app. A; a term of its loss (ID, of MoCo features) is not here."""
+    from mmx.models.registry import make_codec, make_task
+
+    c = configs.load_config("vqgan/transfusion256_kl")
+    assert (c.quantizer.latent_dim, c.quantizer.kl, c.steps) == (8, 1e-6, 1_000_000)
+    loss = c.loss
+    assert (loss.l1, loss.perceptual, loss.adversarial, loss.gan_start) == (1, 1, 0.5, 50_000)
+    assert make_codec(c, "latents").grid(c.data.image_size) == 32
+    params, _ = jax.eval_shape(make_task(c, None, abstract=True).init, jax.random.key(0))
+    del params["discriminator"]
+    assert tree.num_params(params) == pytest.approx(86e6, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("name", "paper", "share"), [("base_3b", 3.26e9, 0.01), ("base_632m", 632e6, 0.02)]
 )
@@ -132,7 +152,7 @@ def test_the_papers_numbers_of_clip():
     c = configs.load_config("clip/siglip_b16")
     assert (c.model.scale_start, c.model.bias_start, c.loss.kind) == (10, -10, "sigmoid")
     for name in NAMES:
-        if name.startswith("clip/") and "openmoji" not in name:
+        if name.startswith("clip/") and name in PAPERS:
             assert configs.load_config(name).batch_size == 32_768
 
 
@@ -161,8 +181,10 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
         assert last(False) == {"scale", "bias", "logit_scale"} and "kernel" in last(True)
 
 
-# Trained for longer, with what they must learn, in test_vqgan_training.py and cli/test_clip.py.
+# Trained for longer, with what they must learn, in test_vqgan_training.py, test_kl_codec.py and
+# cli/test_clip.py.
 LONGER = ("vqgan/muse256", "vqgan/muse512", "clip/openmoji64")
+LONGER += ("vqgan/openmoji32_kl", "vqgan/transfusion256_kl")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LONGER])

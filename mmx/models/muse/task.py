@@ -66,10 +66,10 @@ class MuseTask:
                 "codec",
                 config.codec.run,
                 drop=("params/discriminator", "extra/lecam"),
-                accept=lambda codec: make_codec(codec).grid(config.data.image_size),
+                accept=lambda codec: make_codec(codec, "codes").grid(config.data.image_size),
             )
             codec = stages.load_config(self._codec_folder)
-        self.codec = make_codec(codec)
+        self.codec = make_codec(codec, "codes")
         check_metrics(*metrics, taught_by(codec))
         self.grid = self.codec.grid(config.data.image_size)
         self.mask_id = self.codec.num_codes

@@ -15,6 +15,9 @@ import numpy as np
 from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
 from mmx.nn.linear import Dense
 
+LOG_VAR_START = -6.0  # ours
+LOG_VAR_RANGE = (-30.0, 20.0)  # the public code of arXiv 2112.10752
+
 
 def patch_basis(scale: int, code_dim: int) -> np.ndarray:
     """The ``code_dim`` smoothest orthonormal patterns of a scale x scale colour patch.
@@ -49,6 +52,7 @@ class Encoder(nn.Module):
       code_dim: Z.
       linear_path: start as patch quantization (ours): a linear map of each f x f patch to its
         smoothest patterns, and convolutions that begin at zero on top of it.
+      posterior: give (mean, log-variance), each of the latents' shape, instead of latents.
     """
 
     channels: int
@@ -59,10 +63,11 @@ class Encoder(nn.Module):
     norm: str
     code_dim: int
     linear_path: bool = False
+    posterior: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
         x = space_to_depth(image_BHWC, self.patch)
         size = 3 if self.patch == 1 else 1
         x = Conv(self.channels, size, names=("pixels", "conv_out"), dtype=self.dtype, name="stem")(
@@ -91,7 +96,13 @@ class Encoder(nn.Module):
                 kernel_init=lambda *_: jnp.asarray(basis),
                 name="linear_path",
             )(space_to_depth(image_BHWC, scale))
-        return z.astype(jnp.float32)
+        z = z.astype(jnp.float32)
+        if not self.posterior:
+            return z
+        head = Conv(self.code_dim, 1, names=names, dtype=self.dtype, name="log_var")
+        # Ours: training begins with draws that are close to their means.
+        log_var = head(x).astype(jnp.float32) + LOG_VAR_START
+        return z, jnp.clip(log_var, *LOG_VAR_RANGE)
 
 
 class Decoder(nn.Module):

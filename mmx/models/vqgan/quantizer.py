@@ -1,4 +1,7 @@
-"""The three quantizers behind one call, chosen by ``config.quantizer.kind``."""
+"""The three quantizers behind one call, chosen by ``config.quantizer.kind``.
+
+The kind "kl" is none: its latents stay continuous, see `mmx.models.vqgan.codec.KlCodec`.
+"""
 
 from typing import Any
 
@@ -15,11 +18,13 @@ _FIELDS = {
            "entropy", "entropy_temperature"),
     "fsq": ("levels",),
     "lfq": ("bits", "commitment", "entropy", "entropy_temperature"),
+    "kl": ("latent_dim", "kl"),
 }  # fmt: skip
+_SHIPPED = {"vq": "openmoji32", "fsq": "muse256:fsq", "lfq": "muse256:lfq", "kl": "openmoji32_kl"}
 
 
-def sizes(config) -> tuple[int, int]:
-    """(num_codes E, code_dim Z) of a quantizer config.
+def sizes(config) -> tuple[int | None, int]:
+    """(num_codes E, width Z) of a quantizer config; E is None where latents stay continuous.
 
     Raises:
       UserError: an unknown kind, or fields that this kind needs and the config has not.
@@ -28,8 +33,10 @@ def sizes(config) -> tuple[int, int]:
     if missing := [name for name in fields if name not in config]:
         raise UserError(
             f"config.quantizer.kind={config.kind!r} needs config.quantizer.{missing[0]}, which "
-            "this config has not; start from one that has, such as vqgan/muse256:fsq or :lfq"
+            f"this config has not; start from one that has, such as vqgan/{_SHIPPED[config.kind]}"
         )
+    if config.kind == "kl":
+        return None, config.latent_dim
     if config.kind == "vq":
         return config.num_codes, config.code_dim
     if config.kind == "fsq":

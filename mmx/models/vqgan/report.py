@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from mmx.core.errors import UserError
@@ -22,7 +23,7 @@ _SHOWN, _COLUMNS = 24, 8
 
 
 class Reconstruction:
-    """PSNR and codebook use on a split, without augmentation.
+    """PSNR and codebook use, or KL and spread of the latents, on a split without augmentation.
 
     Args:
       task, mesh: whose, where.
@@ -37,14 +38,18 @@ class Reconstruction:
         self._reconstruct = task.reconstruct(mesh)
 
     def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
-        """Yields ``<split>/psnr`` in dB, ``<split>/codebook_use``, ``.../codebook_perplexity``."""
+        """Yields ``<split>/psnr`` in dB, ``<split>/codebook_use``, ``.../codebook_perplexity``.
+
+        Where latents are continuous, instead of the codebook's: ``<split>/kl`` in nats a number,
+        and `mmx.eval.images.latent_spread` of the normalised latents.
+        """
         del frozen
         for name, score in self.scores(params, extra).items():
             yield name, score.value
 
     def scores(self, params, extra) -> dict[str, Score]:
         """The same with 95 % intervals."""
-        psnr, codes = [], []
+        psnr, seen = [], []
         with pipeline.eval_batches(
             self.source,
             self._plain,
@@ -53,28 +58,41 @@ class Reconstruction:
             limit=self.limit,
         ) as batches:
             for batch in batches:
-                recon, ids = self._reconstruct(params, extra, batch["image"])
+                recon, coded = self._reconstruct(params, extra, batch["image"])
                 mask, image = (whole(batch[k], self.mesh) for k in ("_mask", "image"))
                 # A broken model scores badly: it does not stop what scores the next checkpoint.
                 recon = image_scores.finite(np.asarray(recon))
                 psnr.append(image_scores.psnr(image, recon)[mask])
-                codes.append(np.asarray(ids)[mask])
-        use, perplexity = image_scores.codebook_use(
-            np.concatenate(codes), self.task.codec.num_codes
-        )
-        return {
-            f"{self.split}/psnr": stats.mean(np.concatenate(psnr)),
-            f"{self.split}/codebook_use": use,
-            f"{self.split}/codebook_perplexity": perplexity,
-        }
+                seen.append(_summed_up(jax.tree.map(lambda x, m=mask: np.asarray(x)[m], coded)))
+        seen = jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+        if isinstance(seen, dict):
+            scores = image_scores.latent_spread(seen["mean"], seen["square"])
+            scores = {"kl": stats.mean(seen["kl"]), **scores}
+        else:
+            use, perplexity = image_scores.codebook_use(seen, self.task.codec.num_codes)
+            scores = {"codebook_use": use, "codebook_perplexity": perplexity}
+        scores = {"psnr": stats.mean(np.concatenate(psnr)), **scores}
+        return {f"{self.split}/{name}": score for name, score in scores.items()}
 
     def _plain(self, example, rng):
         del rng
         return {"image": fit(example["image"], self.task.config.data.image_size)}
 
 
+def _summed_up(coded):
+    """Codes as they are; of continuous latents, each image's KL and moments by channel, [B, Z]."""
+    if not isinstance(coded, dict):
+        return coded
+    z_BhwZ = image_scores.finite(coded["z"]).astype(np.float64)
+    return {
+        "kl": np.nan_to_num(coded["kl"].astype(np.float64)),
+        "mean": z_BhwZ.mean((1, 2)),
+        "square": np.square(z_BhwZ).mean((1, 2)),
+    }
+
+
 def report(task, run: OpenRun, seed: int) -> Report:
-    """PSNR and codebook use of each split, and held-out images beside what is left of them.
+    """The scores of each split, and held-out images beside what is left of them.
 
     Args:
       task: a VqganTask.

@@ -18,9 +18,8 @@ from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
 from mmx.models.rows import fill_rows, to_float
-from mmx.models.vqgan import quantizer
 from mmx.models.vqgan import report as reports
-from mmx.models.vqgan.codec import VqganCodec
+from mmx.models.vqgan.codec import make_codec
 from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
 from mmx.models.vqgan.model import DISCRIMINATORS
 from mmx.nn.dtypes import DTYPES
@@ -39,7 +38,8 @@ class VqganTask:
 
     Raises:
       UserError: an image size that f does not divide or that is too small for the discriminator or
-        the perceptual network; an unknown choice; a perceptual network that cannot be read.
+        the perceptual network; an unknown choice; a perceptual network that cannot be read; an
+        average of parameters beside continuous latents.
     """
 
     family = "vqgan"
@@ -52,8 +52,13 @@ class VqganTask:
         names, scorer = config.eval.get("metrics", ()), config.eval.get("scorer", "")
         check_metrics(names, scorer, taught_by(config))
         self._reconstructors = {}
-        self.codec = VqganCodec(config)
+        self.codec = make_codec(config)
         self.codec.grid(config.data.image_size)
+        if config.quantizer.kind == "kl" and config.optim.ema:
+            raise UserError(
+                f"config.optim.ema={config.optim.ema}: the moments of continuous latents are "
+                "measured with the weights as they are trained, not with their average; use 0"
+            )
         self.discriminator = None
         if config.loss.adversarial:
             self.discriminator = self._make_discriminator()
@@ -148,19 +153,14 @@ class VqganTask:
         """(scalar, (metrics, extra)); both players' terms in one scalar."""
         config = self.config
         image = to_float(batch["image"])
-        z = self.codec.encoder.apply({"params": params["encoder"]}, image)
-        key = rngs.stream(jax.random.fold_in(rng, step), "codebook")
-        extra = dict(extra)
-        state = extra.get("vq", {})
-        if train:
-            state = quantizer.seed_state(config.quantizer, state, z, key)
-        quantized = quantizer.quantize_latents(config.quantizer, state, z)
-        recon = self.codec.decoder.apply({"params": params["decoder"]}, quantized.z_q)
+        coded = self.codec.coded(params, extra, image, batch["position"], rng, step, train)
+        recon = self.codec.apply_decoder(params, coded.z_BhwZ)
+        extra = dict(coded.extra)
         total, metrics = reconstruction_loss(
             config.loss, image, recon, (frozen["perceptual"], self._pools)
         )
-        total += quantized.loss
-        metrics |= {f"codebook/{name}": value for name, value in quantized.metrics.items()}
+        total += coded.loss
+        metrics |= coded.metrics
         metrics["psnr"] = psnr(jnp.clip(recon, -1, 1), image).mean()
         if self.discriminator:
             apply_d = lambda p, x: self.discriminator.apply({"params": p}, x)
@@ -178,11 +178,6 @@ class VqganTask:
             metrics |= more
             if lecam:
                 extra["lecam"] = lecam
-        if train and state:
-            extra["vq"], more = quantizer.update_state(
-                config.quantizer, state, z, quantized.codes, key
-            )
-            metrics |= more
         return total, (metrics, extra)
 
     def train_flops_per_row(self) -> float:
@@ -190,8 +185,8 @@ class VqganTask:
         size = self.config.data.image_size
 
         def forward(params, image):
-            z = self.codec.encoder.apply({"params": params["encoder"]}, image)
-            return self.codec.decoder.apply({"params": params["decoder"]}, z)
+            z = self.codec.latents({"params": params}, image)
+            return self.codec.apply_decoder(params, z)
 
         params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -200,27 +195,28 @@ class VqganTask:
     # Looking
 
     def reconstruct(self, mesh):
-        """``(params, extra, image_u8 [B]) -> (recon float32, codes int32)``, compiled; any B."""
+        """``(params, extra, image_u8 [B]) -> (recon float32, codes int32)``, compiled; any B.
+
+        Where latents are continuous: ``{"z": normalised, "kl": [B]}`` instead of codes.
+        """
         if mesh in self._reconstructors:
             return self._reconstructors[mesh]
 
         def fn(params, extra, image_u8):
-            weights = {"params": params, "extra": extra}
-            codes = self.codec.encode(weights, to_float(image_u8))
-            return self.codec.decode(weights, codes), codes
+            return self.codec.rebuild({"params": params, "extra": extra}, to_float(image_u8))
 
         compiled = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
 
         def run(params, extra, image_u8):
             image_u8, count = fill_rows(image_u8, mesh)
             recon, codes = compiled(params, extra, image_u8)
-            return recon[:count], codes[:count]
+            return recon[:count], jax.tree.map(lambda x: x[:count], codes)
 
         self._reconstructors[mesh] = run
         return run
 
     def evaluators(self, mesh) -> list:
-        """PSNR and codebook use of each split that the config names."""
+        """PSNR and codebook use, or KL and spread, of each split that the config names."""
         of = self.config.eval
         return [reports.Reconstruction(self, mesh, split, of.examples) for split in of.splits]
 
