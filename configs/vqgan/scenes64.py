@@ -3,8 +3,8 @@
     mmx prepare scenes --config 64
     mmx train --config vqgan/scenes64 --workdir runs/scenes-vq
 
-The twin of vqgan/scenes64_kl, to compare what is trained on either: the same networks, grid, width of
-a latent, loss and training, another bottleneck. Everything here is ours.
+The twin of vqgan/scenes64_kl, to compare what is trained on either: the same networks, grid, width
+of a latent, loss and training, another bottleneck. Everything here is ours.
 """
 
 from ml_collections import ConfigDict
