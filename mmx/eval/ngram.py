@@ -28,6 +28,23 @@ FALLBACK = (0.5, 1.0, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
+class _Counted:
+    """All grams of one length, by number.
+
+    Attributes:
+      keys: int64, ascending.
+      counts: how often each occurs.
+      begins: whether it begins with the begin of a document.
+      suffix: its number, in the table of the next shorter length, without its first word.
+    """
+
+    keys: np.ndarray
+    counts: np.ndarray
+    begins: np.ndarray
+    suffix: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class _Grams:
     """All grams of one length, by number; those of one context lie together.
 
@@ -63,37 +80,17 @@ class NGram:
         self.vocab_size, self.order = vocab_size, order
         self._width = vocab_size + 1
         tokens_N, place_N = self._flat(documents, "to learn from")
-        # Of grams of one length: keys, counts, and the number of the gram that ends at each token.
-        keys, counts = np.arange(self._width), np.bincount(tokens_N, minlength=self._width)
-        number_N, begins = tokens_N, keys == vocab_size
-        suffix = np.zeros(self._width, np.int64)
-        found = []  # of each length: keys, counts, begins a document, number without first word
-        for k in range(1, order + 1):
-            if k > 1:
-                there = place_N >= k - 1
-                key_N = np.roll(number_N, 1) * self._width + tokens_N
-                context_keys, context_suffix = keys, suffix
-                context_begins = begins
-                keys, inverse, counts = np.unique(
-                    key_N[there], return_inverse=True, return_counts=True
-                )
-                number_N = np.full(len(tokens_N), -1)
-                number_N[there] = inverse
-                context, word = np.divmod(keys, self._width)
-                begins = context_begins[context]
-                shorter = context_suffix[context] * self._width + word if k > 2 else word
-                suffix = np.searchsorted(context_keys, shorter)
-            found.append((keys, counts, begins, suffix))
+        counted = _count(tokens_N, place_N, self._width, order)
         self._grams = []
-        for k, (keys, counts, begins, _) in enumerate(found, start=1):
-            adjusted = counts
+        for k, grams in enumerate(counted, start=1):
+            adjusted = grams.counts
             if k < order:
-                after = np.bincount(found[k][3], minlength=len(keys))
-                adjusted = np.where(begins, counts, after)
+                after = np.bincount(counted[k].suffix, minlength=len(grams.keys))
+                adjusted = np.where(grams.begins, grams.counts, after)
             if k == 1:  # nothing predicts the begin of a document
-                adjusted = np.where(begins, 0, adjusted)
-            contexts = len(found[k - 2][0]) if k > 1 else 1
-            self._grams.append(self._discounted(keys, adjusted, contexts, k))
+                adjusted = np.where(grams.begins, 0, adjusted)
+            contexts = len(counted[k - 2].keys) if k > 1 else 1
+            self._grams.append(_discounted(grams.keys, adjusted, contexts, self._width))
 
     def _flat(self, documents, what: str) -> tuple[np.ndarray, np.ndarray]:
         """All tokens with a begin before each document, and each one's place in its own."""
@@ -111,16 +108,6 @@ class NGram:
                 f"n-gram: the id {tokens_N[wrong][0]} is not in [0, vocab_size={self.vocab_size})"
             )
         return tokens_N, place_N
-
-    def _discounted(self, keys, adjusted, contexts: int, k: int) -> _Grams:
-        discount = np.array([0.0, *_discounts(adjusted)])[np.minimum(adjusted, 3)]
-        context = keys // self._width if k > 1 else np.zeros(len(keys), np.int64)
-        return _Grams(
-            keys,
-            adjusted - discount,
-            np.bincount(context, adjusted, contexts),
-            np.bincount(context, discount, contexts),
-        )
 
     def nats(self, documents: Sequence[Sequence[int]]) -> np.ndarray:
         """-ln P of each document [n], its end of text included.
@@ -145,6 +132,38 @@ class NGram:
             p_N[known] = (kept_N + taken_N * p_N[known]) / total_N[known]
         nats_N = np.where(place_N > 0, -np.log(p_N), 0.0)
         return np.add.reduceat(nats_N, np.flatnonzero(place_N == 0))
+
+
+def _count(tokens_N: np.ndarray, place_N: np.ndarray, width: int, order: int) -> list[_Counted]:
+    """The grams of each length, 1 to ``order``; none reaches over the begin of its document."""
+    words = np.arange(width)
+    last = _Counted(
+        words, np.bincount(tokens_N, minlength=width), words == width - 1, np.zeros_like(words)
+    )
+    number_N, found = tokens_N, [last]  # number_N: of the gram that ends at each token
+    for k in range(2, order + 1):
+        there = place_N >= k - 1
+        key_N = np.roll(number_N, 1) * width + tokens_N
+        keys, inverse, counts = np.unique(key_N[there], return_inverse=True, return_counts=True)
+        number_N = np.full(len(tokens_N), -1)
+        number_N[there] = inverse
+        context, word = np.divmod(keys, width)
+        shorter = last.suffix[context] * width + word  # of single words all suffixes are 0
+        suffix = np.searchsorted(last.keys, shorter)
+        last = _Counted(keys, counts, last.begins[context], suffix)
+        found.append(last)
+    return found
+
+
+def _discounted(keys, adjusted, contexts: int, width: int) -> _Grams:
+    discount = np.array([0.0, *_discounts(adjusted)])[np.minimum(adjusted, 3)]
+    context = keys // width  # of single words 0
+    return _Grams(
+        keys,
+        adjusted - discount,
+        np.bincount(context, adjusted, contexts),
+        np.bincount(context, discount, contexts),
+    )
 
 
 def _discounts(adjusted: np.ndarray) -> tuple[float, ...]:
