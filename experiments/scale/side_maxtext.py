@@ -60,7 +60,7 @@ def main() -> int:
     from maxtext.trainers.pre_train import train_compile
 
     from mmx.core.flops import kernel_scope
-    from mmx.nn.causal import causal_flops
+    from mmx.nn.splash import splash_flops
     from mmx.train import preflight
 
     config = llama.make_config(args, topology)
@@ -70,7 +70,7 @@ def main() -> int:
     def scoped(self, q_NLK, *rest, **kwargs):
         heads, length, size = q_NLK.shape
         with kernel_scope(
-            causal_flops(args.rows, length, heads, size)
+            splash_flops(args.rows, length, heads, size)
         ):  # its blocks are of 512 too
             return called(self, q_NLK, *rest, **kwargs)
 

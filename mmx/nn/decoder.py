@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core.partition import constrain
-from mmx.nn.causal import attend_causal
 from mmx.nn.linear import Dense, Embed, round_up
 from mmx.nn.norm import RMSNorm
 from mmx.nn.remat import keep, scan_layers
@@ -163,12 +162,10 @@ class DecoderBlock(nn.Module):
         x_BLD = constrain(x_BLD, "act_batch", "act_len", "act_embed")
         q_BLNK, k_BLNK, v_BLNK = self.qkv(x_BLD, layout)
         q_BLNK, k_BLNK, v_BLNK = keep(q_BLNK, "q"), keep(k_BLNK, "k"), keep(v_BLNK, "v")
-        if layout is None:
-            out_BLNK = attend_causal(q_BLNK, k_BLNK, v_BLNK, self.impl, scaled=True)
-        else:
-            out_BLNK = attend_spans(
-                q_BLNK, k_BLNK, v_BLNK, layout.bounds, self.impl, self.max_span, scaled=True
-            )
+        bounds = None if layout is None else layout.bounds
+        out_BLNK = attend_spans(
+            q_BLNK, k_BLNK, v_BLNK, bounds, self.impl, self.max_span, scaled=True
+        )
         return self.finish(x_BLD, out_BLNK, layout), None
 
     def qkv(self, x_BLD: jax.Array, layout: Layout | None = None):
@@ -213,8 +210,7 @@ class Decoder(nn.Module):
 
     Attributes:
       depth, heads, mlp: layers, attention heads, hidden width of the MLP.
-      impl: of attention, a key of :data:`mmx.nn.causal.IMPLS`, or with a layout of
-        :data:`mmx.nn.spans.IMPLS`.
+      impl: of attention, "auto" or a key of :data:`mmx.nn.spans.IMPLS`.
       remat: what the backward pass keeps of each block, a key of :data:`mmx.nn.remat.REMAT`.
       dtype: of the computation.
       qk_norm: queries and keys are normed.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from mmx.core.partition import constrain
 from mmx.nn.attention import attend
-from mmx.nn.causal import attend_causal
 from mmx.nn.linear import Dense
 from mmx.nn.norm import LayerNorm
 from mmx.nn.remat import keep, scan_layers
+from mmx.nn.spans import attend_spans
 from mmx.nn.transformer import ACTIVATIONS
 
 
@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         q_BLNK = project("q", x_BLD)
         k_BMNK, v_BMNK = project("k", context_BMD), project("v", context_BMD)
         if self.causal:
-            out_BLNK = attend_causal(q_BLNK, k_BMNK, v_BMNK, "dense")
+            out_BLNK = attend_spans(q_BLNK, k_BMNK, v_BMNK, None, "dense")
         else:
             out_BLNK = keep(attend(q_BLNK, k_BMNK, v_BMNK), "attention_out")
         out_BLD = out_BLNK.reshape(*x_BLD.shape[:-1], width)

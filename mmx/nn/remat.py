@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# Names that layers give their tensors (:func:`keep`; mmx.nn.causal names its own result). "mlp": an
+# Names that layers give their tensors (:func:`keep`; mmx.nn.spans names its own result). "mlp": an
 # inner product of the MLP, of two where there is a gate.
 _ATTENTION = ("q", "k", "v", "attention_out")
 _NAMES = (*_ATTENTION, "mlp")

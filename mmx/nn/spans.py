@@ -9,37 +9,46 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mmx.nn.splash import attend_splash
+
 
 def attend_spans(
     q_BLNK: jax.Array,
     k_BLNK: jax.Array,
     v_BLNK: jax.Array,
-    bounds: tuple[jax.Array, jax.Array],
+    bounds: tuple[jax.Array, jax.Array] | None,
     impl: str,
-    max_span: int,
+    max_span: int = 1,
     scaled: bool = False,
 ) -> jax.Array:
     """Softmax attention in which query q reads the keys ``start[q] <= k < end[q]``.
 
     Args:
       q_BLNK, k_BLNK, v_BLNK: queries, keys, values.
-      bounds: start and end, int32 [B, L] (:func:`mmx.ops.spans.bounds_of`). A query that reads
-        nothing gives zeros.
-      impl: a key of ``IMPLS``, or "auto": the fastest that a test holds equal to "dense" on this
-        backend.
-      max_span: no query reads further than ``q + max_span - 1``
+      bounds: start and end, int32 [B, L] (:func:`mmx.ops.spans.bounds_of`); None: each query reads
+        all up to itself, plain causal attention. A query that reads nothing gives zeros.
+      impl: a key of ``IMPLS``, or "auto": the one that ``AUTO`` has for the devices at hand.
+      max_span: with bounds, no query q reads further than ``q + max_span - 1``
         (:func:`mmx.ops.spans.check_spans`).
       scaled: the queries come divided by sqrt(K); else that is done here.
 
     Returns:
       [B, L, N, K] in q's dtype. Its name for remat is "attention_out".
+
+    Raises:
+      ValueError: a shape that the implementation has no blocks for.
     """
     if not scaled:
         # Here and in float32, so that no implementation rounds it in its own way.
         q_BLNK = (q_BLNK.astype(jnp.float32) * q_BLNK.shape[-1] ** -0.5).astype(q_BLNK.dtype)
-    if impl == "auto":
-        impl = AUTO.get(jax.default_backend(), "dense")
-    return IMPLS[impl](q_BLNK, k_BLNK, v_BLNK, bounds, max_span)
+    attend = IMPLS[AUTO[_platform()] if impl == "auto" else impl]
+    return attend(q_BLNK, k_BLNK, v_BLNK, bounds, max_span)
+
+
+def _platform() -> str:
+    """Of the devices that are compiled for: preflight's mesh is of TPUs that nobody has here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def visible_keys(bounds: tuple[jax.Array, jax.Array], keys: int) -> jax.Array:
@@ -49,18 +58,25 @@ def visible_keys(bounds: tuple[jax.Array, jax.Array], keys: int) -> jax.Array:
     return (start_BL1 <= key_M) & (key_M < end_BL1)
 
 
-def _dense(q_BLNK, k_BLNK, v_BLNK, bounds, max_span):
+def attend_dense(q_BLNK, k_BLNK, v_BLNK, bounds, max_span):
     """The definition. It needs no band: a longer span is read whole."""
+    position_1L = jnp.arange(q_BLNK.shape[1])[None]
+    start_BL, end_BL = bounds or (jnp.zeros_like(position_1L), position_1L + 1)
+    visible_BLM = visible_keys((start_BL, end_BL), k_BLNK.shape[1])
     scores_BNLM = jnp.einsum("blnk,bmnk->bnlm", q_BLNK, k_BLNK, preferred_element_type=jnp.float32)
-    # Finite, for rows in which no key is visible: their weights are cut off below.
-    visible_BLM = visible_keys(bounds, k_BLNK.shape[1])
+    # Finite, so that a query that reads nothing has no NaN to pass on; it is cut off below.
     scores_BNLM = jnp.where(visible_BLM[:, None], scores_BNLM, -1e30)
     weights_BNLM = jax.nn.softmax(scores_BNLM, axis=-1).astype(v_BLNK.dtype)
     out_BLNK = jnp.einsum("bnlm,bmnk->blnk", weights_BNLM, v_BLNK)
-    start_BL, end_BL = bounds
     out_BLNK = jnp.where((start_BL < end_BL)[..., None, None], out_BLNK, 0)
     return checkpoint_name(out_BLNK, "attention_out")
 
 
-IMPLS: dict[str, Callable] = {"dense": _dense}
-AUTO: dict[str, str] = {"cpu": "dense"}
+IMPLS: dict[str, Callable] = {"dense": attend_dense, "splash": attend_splash}
+
+# The fastest on each kind of device of those that a test holds equal to "dense".
+AUTO = {
+    "cpu": "dense",  # kernels run here step by step
+    "tpu": "splash",  # equal in the kernel's interpreter, and compiled for v5e and v5p
+    "gpu": "dense",
+}

@@ -1,10 +1,19 @@
 """Attention over intervals of keys: leakage, padding, and every implementation equals the dense."""
 
-import jax
-import numpy as np
+import functools
 
-from mmx.nn.spans import attend_spans
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mmx.core.partition import MESH_AXES
+from mmx.nn.spans import IMPLS, attend_spans
+from mmx.nn.splash import attend_splash, splash_flops
 from mmx.ops.spans import bounds_of
+from mmx.train import hlo, preflight
+from mmx.train.topology import before_jax, make_devices, parse_topology
 from tests.layouts import random_layouts, visible
 
 RNG = np.random.default_rng(0)
@@ -44,3 +53,89 @@ def test_gradients_reach_exactly_what_is_read():
     assert ((reach(by_v) > 0) == seen).all() and np.isfinite(by_v).all()
     alone = seen.sum(-1, keepdims=True) == 1  # a softmax over one key does not move
     assert ((reach(by_k) > 0) == seen & ~alone).all() and np.isfinite(by_k).all()
+
+
+ROWS, LENGTH, SPAN = 24, 384, 100  # three blocks of 128, and one of the nine is dead
+
+
+@functools.cache
+def attention(impl, heads, head_size):
+    """[output, gradients by q, k and v] of random layouts."""
+    rng = np.random.default_rng(1)
+    bounds = bounds_of(*random_layouts(ROWS, LENGTH, seed=2, longest=SPAN))
+    shape = (4, ROWS, LENGTH, heads, head_size)
+    q, k, v, slope = rng.normal(size=shape).astype(np.float32)
+
+    @jax.jit
+    def run(q, k, v, bounds):
+        out, pull = jax.vjp(lambda *qkv: attend_spans(*qkv, bounds, impl, SPAN), q, k, v)
+        return out, *pull(slope)
+
+    return [np.asarray(x) for x in run(q, k, v, bounds)]
+
+
+def assert_equal(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_splash_equals_dense(head_size):
+    out = attention("splash", 1, head_size)
+    assert_equal(out, attention("dense", 1, head_size))
+    assert (out[0] == 0).all((-1, -2)).any(), "padding"
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_splash_equals_dense_with_rows_and_heads_on_many_devices():
+    mesh = jax.make_mesh((1, 2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    expected = attention("dense", 2, 64)
+    with jax.set_mesh(mesh):
+        assert_equal(attention("splash", 2, 64), expected)
+
+
+def test_no_implementation_goes_untested():
+    assert set(IMPLS) == {"dense", "splash"}
+
+
+def test_live_blocks_of_a_band():
+    """Counted one by one, for spans shorter than a block, longer, and longer than the row."""
+    for length, block in ((2048, 512), (640, 128)):
+        query, key = np.arange(length)[:, None], np.arange(length)
+        for span in (1, 2, 128, 129, 130, 513, 514, 5000):
+            blocks = (key < query + span).reshape(length // block, block, -1, block)
+            live = blocks.any((1, 3)).sum()
+            assert splash_flops(3, length, 5, 128, span) == 3 * 5 * live * 4 * block**2 * 128
+    assert splash_flops(1, 512, 1, 64) == splash_flops(1, 512, 1, 128)
+
+
+def test_bounds_that_do_not_fit_in_16_bits_are_refused():
+    x = jax.ShapeDtypeStruct((1, 2**15 + 128, 1, 128), jnp.float32)
+    bounds = (jnp.zeros(x.shape[:2], jnp.int32),) * 2
+    with pytest.raises(ValueError, match="a length of 32768, not 32896"):
+        jax.eval_shape(lambda x: attend_splash(x, x, x, bounds), x)
+
+
+@pytest.mark.parametrize("kind", ["v5p:2x2x1", "v5e:2x2"])
+def test_a_tpu_gets_the_kernel_and_it_is_counted(kind):
+    """By "auto": the mesh's devices decide, not those of the machine that compiles."""
+    topology = parse_topology(kind)
+    before_jax(topology)
+    mesh = jax.make_mesh(
+        (1, 1, 4, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=make_devices(topology)
+    )
+    at = NamedSharding(mesh, PartitionSpec("fsdp"))
+    for head_size in (64, 128):
+        x = jax.ShapeDtypeStruct((4, 1024, 2, head_size), jnp.bfloat16, sharding=at)
+        bound = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32, sharding=at)
+
+        def loss(q, k, v, *bounds):
+            return attend_spans(q, k, v, bounds, "auto", 256).astype(jnp.float32).sum()
+
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, bound, bound)
+        cost = hlo.cost(lowered.compile().as_text())
+        expected = (2 + 3 + 4) / 2 * splash_flops(1, 1024, 2, head_size, 256)
+        assert preflight.kernel_flops(cost) == expected
+        assert expected == 4.5 * 4 * 4 * 512**2 * 128 * 2  # all four blocks are live
