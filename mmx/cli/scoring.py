@@ -37,7 +37,7 @@ class Scorer:
         metrics: Sequence[str] | None = None,
         scorer: str | None = None,
     ):
-        from mmx.data.source import open_source
+        from mmx.data.mixture import open_training
         from mmx.eval.ledger import Ledger
         from mmx.eval.report import measured_on
 
@@ -51,7 +51,7 @@ class Scorer:
         splits = trained_on["splits"] if trained_on else {}
         fingerprint = trained_on["fingerprint"] if trained_on else ""
         try:
-            info = open_source(config.data.source, config.data.split, self.data_dir).info
+            info = open_training(config.data, self.data_dir).info
             self._directory, here, splits = info.directory, info.fingerprint, info.splits
         except UserError as error:  # what is scored already can be shown all the same
             self._no_data = UserError(f"{error} (or say where it is: --data_dir)")

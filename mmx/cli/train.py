@@ -167,6 +167,7 @@ def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
       What the run notes of its data, see :func:`mmx.core.run_dir.check_data`.
     """
     from mmx.cli.arguments import check_writable
+    from mmx.data.mixture import open_training
     from mmx.data.source import open_source
     from mmx.models import registry
 
@@ -184,10 +185,10 @@ def _check_inputs(config, workdir: RunDir, init_from: str | None) -> dict:
         earlier, _ = parse_run(config.codec.run)
         registry.check_codec(earlier.config(), f"config.codec.run={config.codec.run}")
     check_writable(f"--workdir={workdir.path}", workdir.path)
-    where = (config.data.source, config.data.data_dir)
+    of = config.data
     for split in config.get("eval", {}).get("splits", ()):
-        open_source(where[0], split, where[1])
-    info = open_source(where[0], config.data.split, where[1]).info
+        open_source(of.source, split, of.data_dir, needs_image="row_len" not in of)
+    info = open_training(of).info
     data = {
         "directory": str(info.directory),
         "splits": dict(info.splits),

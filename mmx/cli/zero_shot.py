@@ -140,7 +140,7 @@ def _check_apart(probe: str, split: str, sizes) -> None:
     Raises:
       UserError: an image may be in both.
     """
-    from mmx.data.source import share
+    from mmx.data.splits import share
 
     if share(probe, split, sizes):
         name = split.partition("[")[0].partition("+")[0].partition("*")[0]

@@ -40,7 +40,7 @@ _COUNTS = {
     "steps", "batch_size", "accum", "log_every", "eval_every", "preview_every", "save_every",
     "keep", "threads", "image_size", "examples", "splits", "max_len", "depth", "width", "heads",
     "mlp", "patch", "channels", "multipliers", "num_codes", "code_dim", "levels", "bits",
-    "latent_dim",
+    "latent_dim", "row_len", "max_images",
 }  # fmt: skip
 _NOT_NEGATIVE = {"seed", "shift", "code_width", "lr", "weight_decay", "warmup_steps", "ema", "kl"}
 

@@ -34,7 +34,7 @@ _EVAL_SEED = 0x5EED  # ours: evaluation draws the same for every run
 # Grain's permutation walks through 2**16 numbers to stay in range: 6 ms an entry at 5 examples.
 _SMALL = 1024
 _READY = 2  # ours: batches kept ready on the devices
-_PERMUTATION = 1  # tag: the permutation's seed is drawn apart from the rows'
+PERMUTATION = 1  # tag: the permutation's seed is drawn apart from the rows'
 
 
 class Examples(Protocol):
@@ -67,14 +67,8 @@ class Stream:
 
     def index(self, position: int) -> int:
         """Which example is at a position: the epoch's permutation, computed for this one entry."""
-        size = len(self.source)
-        epoch, offset = divmod(position, size)
-        if size <= _SMALL:
-            return int(_permutation(self.seed, epoch, size)[offset])
-        seed = _epoch_seed(self.seed, epoch)
-        return int(
-            grain_experimental.index_shuffle(offset, max_index=size - 1, seed=seed, rounds=4)
-        )
+        epoch, offset = divmod(position, len(self.source))
+        return shuffled(offset, len(self.source), (self.seed, epoch, PERMUTATION))
 
     def row(self, position: int) -> Row:
         """The row at a position >= 0, with the position itself as ``row["position"]`` (uint32).
@@ -84,26 +78,48 @@ class Stream:
         """
         index = self.index(position)
         rng = np.random.default_rng((self.seed, position))
-        return _load(self.source, self.transform, index, rng, position)
+        return load_row(self.source, self.transform, index, rng, position)
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, _PERMUTATION)).generate_state(1)[0])
+def shuffled(offset: int, size: int, key: tuple[int, ...]) -> int:
+    """Entry ``offset`` of the permutation of range(size) that ``key`` draws; needs no other entry.
+
+    Args:
+      key: of whole numbers >= 0: a seed, an epoch, and a tag of what is permuted.
+    """
+    if size <= _SMALL:
+        return int(_permutation(key, size)[offset])
+    seed = _seed(key)
+    return int(grain_experimental.index_shuffle(offset, max_index=size - 1, seed=seed, rounds=4))
 
 
-@functools.lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+@functools.lru_cache(maxsize=1024)
+def _seed(key: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=1024)  # at most 8 MB
+def _permutation(key: tuple[int, ...], size: int) -> np.ndarray:
     # NumPy promises the raw numbers of a bit generator for ever, its `permutation` it does not.
-    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch, _PERMUTATION)))
+    bits = np.random.PCG64(np.random.SeedSequence(key))
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
-def _load(
-    source: Examples, transform: Transform, index: int, rng: np.random.Generator, position: int
+def load_row(
+    source: Examples,
+    transform: Transform,
+    index: int | list[int],
+    rng: np.random.Generator,
+    position: int,
 ) -> Row:
+    """The row of an example, or of several as a list, with its position.
+
+    Raises:
+      UserError, RuntimeError: reading or transforming failed; names the position and the example.
+    """
     try:
-        row = transform(source[index], rng)
+        read = [source[i] for i in index] if isinstance(index, list) else source[index]
+        row = transform(read, rng)
     except Exception as error:
         kind = UserError if isinstance(error, UserError) else RuntimeError
         raise kind(
@@ -252,7 +268,7 @@ def _eval_batch(
     indices, loaded = np.minimum(wanted, count - 1).tolist(), {}
     for index in sorted(set(indices)):  # the last example, which fills up, once
         rng = np.random.default_rng((_EVAL_SEED, index))
-        loaded[index] = _load(source, transform, index, rng, index)
+        loaded[index] = load_row(source, transform, index, rng, index)
     return {**_stack([loaded[index] for index in indices]), "_mask": wanted < count}
 
 

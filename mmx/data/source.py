@@ -1,5 +1,5 @@
-"""Open a prepared TFDS data set of images with texts: random access, no builder code, no
-tensorflow.
+"""Open a prepared TFDS data set of images with texts, or of texts: random access, no builder code,
+no tensorflow.
 
 A data set is found by its directory, ``DATA_DIR/NAME[/CONFIG]/VERSION`` (newest version). It has to
 be prepared as ArrayRecord, the format of TFDS with random access. DATA_DIR may be ``gs://...``;
@@ -15,7 +15,6 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.data.build import default_data_dir
 from mmx.data.image import ImageError, decode
+from mmx.data.splits import split_parts
 from mmx.data.text import FILE_NAME as TOKENIZER_FILE
 
 LABEL_CAPTION = "a photo of a {label}"
@@ -36,6 +36,7 @@ OURS = {
     "openmoji": ("mmx prepare openmoji --config {}", "32"),
     "scenes": ("mmx prepare scenes --config {}", "64"),
     "noto": ("mmx prepare noto", "64"),
+    "wordnet": ("mmx prepare wordnet", ""),
 }
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -87,8 +88,8 @@ class DataInfo:
 class Source:
     """Random access to one split; safe to share between threads.
 
-    ``source[i]`` is a dict: ``"image"`` uint8 [H, W, 3] (read-only), ``"text"`` the caption (str),
-    and every other scalar or text feature of the data set by its name.
+    ``source[i]`` is a dict: ``"image"`` uint8 [H, W, 3] (read-only; absent from a data set of texts
+    alone), ``"text"`` the caption (str), and every other scalar or text feature by its name.
 
     Attributes:
       info: of the whole data set.
@@ -97,10 +98,13 @@ class Source:
         "label"; else None. ``source[i][feature]`` is the number of the class.
     """
 
-    def __init__(self, info: DataInfo, split: str, records: Any, features: Any):
+    def __init__(
+        self, info: DataInfo, split: str, records: Any, features: Any, needs_image: bool = True
+    ):
         self.info, self.split = info, split
         self._records = records
-        self._image_key, self._text_key, self._label_key, self._kept = _roles(info.name, features)
+        roles = _roles(info.name, features, needs_image)
+        self._image_key, self._text_key, self._label_key, self._kept = roles
         if self._label_key is not None:
             self._label_name = features[self._label_key].int2str
         key = _label_of(features)
@@ -119,7 +123,7 @@ class Source:
         if example is None:
             example = self._read(index)
             # Threads may count a race twice or keep an example too many; both are harmless.
-            if self._cached_bytes < _CACHE_BYTES:
+            if "image" in example and self._cached_bytes < _CACHE_BYTES:
                 self._cached_bytes += example["image"].nbytes
                 self._cache[index] = example
         return dict(example)
@@ -128,15 +132,26 @@ class Source:
         """``self[index]["text"]`` without decoding the image."""
         return self._text(self._records[index])
 
+    def outline(self, index: int) -> dict[str, Any]:
+        """``self[index]`` with None for its image, which is not decoded."""
+        return self._outline(self._records[index])
+
+    def _outline(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        example = {key: _plain(record[key]) for key in self._kept}
+        image = {} if self._image_key is None else {"image": None}
+        return {**example, **image, "text": self._text(record)}
+
     def _read(self, index: int) -> dict[str, Any]:
         record = self._records[index]
-        try:
-            image = decode(record[self._image_key])
-        except ImageError as error:
-            raise ImageError(f"{self.info.name} {self.split}[{index}]: {error}") from error
-        image.setflags(write=False)
-        example = {key: _plain(record[key]) for key in self._kept}
-        return {**example, "image": image, "text": self._text(record)}
+        example = self._outline(record)
+        if self._image_key is not None:
+            try:
+                image = decode(record[self._image_key])
+            except ImageError as error:
+                raise ImageError(f"{self.info.name} {self.split}[{index}]: {error}") from error
+            image.setflags(write=False)
+            example["image"] = image
+        return example
 
     def _text(self, record: Mapping[str, Any]) -> str:
         if self._text_key is not None:
@@ -151,11 +166,12 @@ class Joined:
     Attributes:
       info: of the data set, the same for all parts.
       split: as it was asked for.
+      parts: the splits, in order; one that occurs several times is the same object each time.
       label: as of :class:`Source`.
     """
 
     def __init__(self, split: str, parts: list[Source]):
-        self.info, self.split, self._parts = parts[0].info, split, parts
+        self.info, self.split, self.parts = parts[0].info, split, parts
         self.label = parts[0].label
         self._ends = list(itertools.accumulate(map(len, parts)))
 
@@ -167,55 +183,12 @@ class Joined:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part = bisect.bisect_right(self._ends, index)
-        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
-def split_parts(split: str) -> list[tuple[str, int]]:
-    """``"train*4+train_toned"`` -> [("train", 4), ("train_toned", 1)].
-
-    Raises:
-      UserError: a count that is not a whole number of at least 1.
-    """
-    parts = []
-    for part in split.split("+"):
-        name, star, times = part.strip().partition("*")
-        if star and not (times.strip().isdecimal() and int(times) > 0):
-            raise UserError(f"data.split={split}: after * comes how often, a whole number from 1")
-        parts.append((name.strip(), int(times) if star else 1))
-    return parts
-
-
-def share(a: str, b: str, sizes: Mapping[str, int]) -> bool:
-    """Whether an example may be in both: two splits, as :func:`open_source` takes them.
-
-    Args:
-      a, b: of one data set; a slice by shards counts as the whole split.
-      sizes: its splits -> number of examples.
-    """
-    return any(
-        name == other and max(first, start) < min(end, stop)
-        for name, first, end in _spans(a, sizes)
-        for other, start, stop in _spans(b, sizes)
-    )
-
-
-def _spans(split: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Of each part its split, the first example and the one after the last."""
-    from tensorflow_datasets.core import ReadInstruction
-
-    spans, infos = [], {name: SimpleNamespace(num_examples=size) for name, size in sizes.items()}
-    for part, _ in split_parts(split):
-        read = ReadInstruction.from_spec(part)
-        if read.unit == "shard":
-            spans.append((read.split_name, 0, sizes[read.split_name]))
-            continue
-        for span in read.to_absolute(infos):
-            end = sizes[span.splitname] if span.to is None else span.to
-            spans.append((span.splitname, span.from_ or 0, end))
-    return spans
-
-
-def open_source(spec: str, split: str, data_dir: PathLike | None = None) -> Source | Joined:
+def open_source(
+    spec: str, split: str, data_dir: PathLike | None = None, needs_image: bool = True
+) -> Source | Joined:
     """Open a split of a prepared data set, or several as one.
 
     Args:
@@ -223,6 +196,7 @@ def open_source(spec: str, split: str, data_dir: PathLike | None = None) -> Sour
       split: a split's name, a slice of one in the syntax of TFDS (``"train[:10%]"``), or several
         joined by +, each with how often its examples occur: ``"train*4+train_toned"``.
       data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
+      needs_image: False takes a data set of texts alone, too.
 
     Raises:
       UserError: malformed spec; not prepared (names the command that prepares it); prepared in
@@ -231,11 +205,11 @@ def open_source(spec: str, split: str, data_dir: PathLike | None = None) -> Sour
     """
     sources = []
     for name, times in split_parts(split):
-        sources += [_open_one(spec, name, data_dir)] * times
+        sources += [_open_one(spec, name, data_dir, needs_image)] * times
     return sources[0] if len(sources) == 1 else Joined(split, sources)
 
 
-def _open_one(spec: str, split: str, data_dir: PathLike | None) -> Source:
+def _open_one(spec: str, split: str, data_dir: PathLike | None, needs_image: bool) -> Source:
     import tensorflow_datasets as tfds
 
     name = _parse(spec)
@@ -274,7 +248,7 @@ def _open_one(spec: str, split: str, data_dir: PathLike | None) -> Source:
         records = builder.as_data_source(split, decoders=skip)
     except Exception as error:  # a malformed slice, or a file of the split is missing
         raise UserError(f"data.split={split}: cannot open it in {name} ({error})") from error
-    return Source(info, split, records, features)
+    return Source(info, split, records, features, needs_image)
 
 
 def _parse(spec: str) -> str:
@@ -328,8 +302,10 @@ def _of_type(features: Mapping[str, Any], *types: str) -> list[str]:
     return [key for key, feature in features.items() if type(feature).__name__ in types]
 
 
-def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str | None, list[str]]:
-    """(image key, text key or None, label key or None, keys of the other scalars and texts)."""
+def _roles(
+    name: str, features: Mapping[str, Any], needs_image: bool
+) -> tuple[str | None, str | None, str | None, list[str]]:
+    """(image key, text key, label key, each None for none; keys of the other scalars and texts)."""
     images = _of_type(features, "Image")
     texts = _of_type(features, "Text")
     scalars = [
@@ -338,7 +314,7 @@ def _roles(name: str, features: Mapping[str, Any]) -> tuple[str, str | None, str
         if type(feature).__name__ in ("Scalar", "Tensor", "ClassLabel") and feature.shape == ()
     ]
     image = images[0] if len(images) == 1 else next((k for k in images if k == "image"), None)
-    if image is None:
+    if image is None and (needs_image or images):
         raise UserError(
             f"data.source=tfds:{name}: has no one image feature; its features: {[*features]}"
         )

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmx.core.errors import UserError
 from mmx.data.image import fit
-from mmx.data.source import open_source, split_parts
+from mmx.data.source import open_source
+from mmx.data.splits import split_parts
 from mmx.eval.evaluator import Batch
 from mmx.eval.grid import Section
 from mmx.eval.stats import Score

@@ -3,22 +3,28 @@
 from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import copy_tokenizer
+from mmx.data import mixture
 from mmx.data.build import default_data_dir
 from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.siglip_text import SiglipTokenizer
-from mmx.data.source import open_source
-from mmx.data.text import Tokenizer
+from mmx.data.text import Tokenizer, train_tokenizer
 
 
 def own_tokenizer(config, run) -> Tokenizer:
     """The tokenizer that lies beside ``config.data``, copied into the run at its first start.
 
+    Of a mixture, one that is trained on its texts then, of at most ``config.text.vocab_size`` ids:
+    each text counts as often as an epoch holds it.
+
     Raises:
       UserError: the data set has none; says how to make one.
     """
-    if not run.tokenizer_file.is_file():
-        data = config.data
-        info = open_source(data.source, data.split, data.data_dir).info
+    data = config.data
+    if not run.tokenizer_file.is_file() and data.get("mix"):
+        with storage.staged(run.tokenizer_file) as file:
+            train_tokenizer(mixture.texts(mixture.open_mixture(data)), config.text.vocab_size, file)
+    elif not run.tokenizer_file.is_file():
+        info = mixture.open_training(data).info
         if info.tokenizer_path is None:
             raise UserError(
                 f"config.data.source={data.source!r} has no tokenizer.json beside it; run: "

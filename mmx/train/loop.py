@@ -9,7 +9,7 @@ from mmx.core import commands, preemption, rng, storage
 from mmx.core import config as configs
 from mmx.core.progress import Progress
 from mmx.core.run_dir import RunDir, parse_run, record_environment
-from mmx.data import pipeline
+from mmx.data import packing, pipeline
 from mmx.data.source import open_source
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.goodput import Goodput
@@ -121,10 +121,9 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
     save = clock.span("save")(checkpoints.save)
     meter = Meter(clock, start, config.batch_size, task.train_flops_per_row, peak_flops())
     scores, pending, saved = {}, None, start if restored else -1
-    source = open_source(config.data.source, config.data.split, config.data.data_dir)
-    if is_host_0 and source.info.attribution:
-        storage.write(run.attribution_file, source.info.attribution + "\n")
-    stream = pipeline.Stream(source, task.transform, config.seed)
+    stream = _open_stream(task, config, run, progress.say if is_host_0 else None)
+    if is_host_0 and stream.source.info.attribution:
+        storage.write(run.attribution_file, stream.source.info.attribution + "\n")
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
         stack.callback(clock.span("save")(checkpoints.close))  # waits; says if the last one failed
@@ -190,3 +189,10 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
             raise preemption.Preempted(
                 f"stopped at step {done}; saved in {run.path}; {then}"
             ) from None
+
+
+def _open_stream(task, config, run: RunDir, say):
+    if "row_len" in config.data:
+        return packing.open_stream(config, task, run, say)
+    source = open_source(config.data.source, config.data.split, config.data.data_dir)
+    return pipeline.Stream(source, task.transform, config.seed)

@@ -315,7 +315,7 @@ def test_splits_join_and_repeat(root):
     ],
 )
 def test_what_two_splits_share(a, b, shared):
-    from mmx.data.source import share
+    from mmx.data.splits import share
 
     sizes = {"train": 100, "test": 20}
     assert share(a, b, sizes) == share(b, a, sizes) == shared
