@@ -59,9 +59,9 @@ def test_targets_by_their_formulas(name):
         np.testing.assert_allclose(of("v"), alpha * eps - sigma * x0, rtol=1e-12)
         # arXiv 2206.00364 eq. 7, with everything divided by alpha.
         z, level = x0 + sigma / alpha * eps, sigma / alpha
-        skip = EDM_STD**2 / (level**2 + EDM_STD**2)
+        kept = EDM_STD**2 / (level**2 + EDM_STD**2)
         scale = level * EDM_STD / np.sqrt(level**2 + EDM_STD**2)
-        np.testing.assert_allclose(of("edm"), (x0 - skip * z) / scale, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(of("edm"), (x0 - kept * z) / scale, rtol=1e-6, atol=1e-8)
         if name == "rectified_flow":
             np.testing.assert_allclose(of("velocity"), eps - x0, rtol=1e-12)
 
