@@ -38,6 +38,7 @@ OURS = {
     "noto": ("mmx prepare noto", "64"),
     "wordnet": ("mmx prepare wordnet", ""),
 }
+_VIEWS = ("edits", "series")  # of a data set, see mmx.data.views
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -192,7 +193,8 @@ def open_source(
     """Open a split of a prepared data set, or several as one.
 
     Args:
-      spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``.
+      spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``; or one of the views of `mmx.data.views`, such
+        as ``"edits:openmoji/32"``.
       split: a split's name, a slice of one in the syntax of TFDS (``"train[:10%]"``), or several
         joined by +, each with how often its examples occur: ``"train*4+train_toned"``.
       data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
@@ -203,8 +205,17 @@ def open_source(
         another format than ArrayRecord; no such split (lists the splits); no image, or no one text
         or label feature.
     """
-    sources = []
+    sources, kind = [], spec.partition(":")[0]
+    if kind in _VIEWS and needs_image:
+        raise UserError(
+            f"data.source={spec}: documents of several parts are for a family that packs documents"
+        )
     for name, times in split_parts(split):
+        if kind in _VIEWS:
+            from mmx.data.views import open_view
+
+            sources += [open_view(spec, name, data_dir)] * times
+            continue
         sources += [_open_one(spec, name, data_dir, needs_image)] * times
     return sources[0] if len(sources) == 1 else Joined(split, sources)
 
