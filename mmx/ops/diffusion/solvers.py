@@ -43,13 +43,12 @@ def _ancestral(schedule: Schedule, times_R: jax.Array, eta: float) -> Table:
     """
     alpha, sigma = schedule.alpha(times_R), schedule.sigma(times_R)
     shrink = alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])
-    fresh = 1 - jnp.square(shrink)
-    kept = jnp.sqrt(1 - eta**2 * fresh)
+    kept = jnp.sqrt((1 - eta**2) + jnp.square(eta * shrink))
     return _table(
         times_R,
         z=kept * sigma[1:] / sigma[:-1],
         x0=alpha[1:] * (1 - kept * shrink),
-        noise=eta * sigma[1:] * jnp.sqrt(fresh),
+        noise=eta * sigma[1:] * jnp.sqrt(1 - jnp.square(shrink)),
     )
 
 
