@@ -9,6 +9,7 @@ _TASKS = {
     "vqgan": ("mmx.models.vqgan.task", "VqganTask"),
     "muse": ("mmx.models.muse.task", "MuseTask"),
     "clip": ("mmx.models.clip.task", "ClipTask"),
+    "transfusion": ("mmx.models.transfusion.task", "TransfusionTask"),
 }
 # Families whose tasks are an EmbeddingTask.
 _EMBED = ("clip",)

@@ -82,9 +82,8 @@ def build(tmp_path_factory):
     def vqgan(spec="vqgan/openmoji32:tiny", changes=None, run=None):
         return make_task(changed(spec, changes), run)
 
-    def muse(spec="muse/openmoji32:tiny", changes=None, codec="vqgan/openmoji32:tiny",
-             codec_changes=None):  # fmt: skip
-        """A Muse task over a codec with random weights."""
+    def staged(spec, changes, codec, codec_changes=None):
+        """A task over a codec with random weights."""
         codec_task = vqgan(codec, codec_changes)
         params, extra = nn.unbox(jax.jit(codec_task.init)(rngs.base_key(3)))
         run = run_dir()
@@ -92,6 +91,14 @@ def build(tmp_path_factory):
         write_stage(run.stage("codec"), codec_task.config, weights)
         config = changed(spec, {"codec.run": "elsewhere", **(changes or {})})
         return make_task(config, run)
+
+    def muse(spec="muse/openmoji32:tiny", changes=None, codec="vqgan/openmoji32:tiny",
+             codec_changes=None):  # fmt: skip
+        return staged(spec, changes, codec, codec_changes)
+
+    def transfusion(spec="transfusion/openmoji32:tiny", changes=None,
+                    codec="vqgan/openmoji32_kl:tiny"):  # fmt: skip
+        return staged(spec, changes, codec)
 
     def clip(spec="clip/openmoji64:tiny", changes=None):
         """A CLIP task; what its tokenizer is, its config says."""
@@ -108,6 +115,15 @@ def build(tmp_path_factory):
     def rows(task, count, first=0, size=None):
         """A batch of rows: random images and the captions in turn."""
         size = size or task.config.data.image_size
+        if task.family == "transfusion":
+            pairs = [
+                {"text": CAPTIONS[i % len(CAPTIONS)], "image": image}
+                for i, image in enumerate(random_images(count, size))
+            ]
+            rng = np.random.default_rng(first)
+            packed = [task.transform([pair, {"text": CAPTIONS[0]}], rng) for pair in pairs]
+            batch = {name: np.stack([row[name] for row in packed]) for name in packed[0]}
+            return batch | {"position": np.arange(first, first + count, dtype=np.uint32)}
         batch = {
             "image": random_images(count, size),
             "position": np.arange(first, first + count, dtype=np.uint32),
@@ -140,6 +156,7 @@ def build(tmp_path_factory):
         run_dir=run_dir,
         vqgan=vqgan,
         muse=muse,
+        transfusion=transfusion,
         clip=clip,
         params=params,
         rows=rows,

@@ -48,8 +48,13 @@ def test_no_text_is_pinned_of_a_config_that_is_gone():
 
 # Of a paper's sizes; the others are ours.
 PAPERS = [name for name in NAMES if "openmoji" not in name and "scenes" not in name]
-ARXIV = {"clip": ("2103.00020", "2303.15343"), "muse": ("2301.00704",),
-         "vqgan": ("2301.00704", "2408.11039")}  # fmt: skip
+LATENTS = {"transfusion/openmoji32": "vqgan/openmoji32_kl"}
+ARXIV = {
+    "clip": ("2103.00020", "2303.15343"),
+    "muse": ("2301.00704",),
+    "transfusion": ("2408.11039",),
+    "vqgan": ("2301.00704", "2408.11039"),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,12 +194,9 @@ LONGER += ("vqgan/openmoji32_kl", "vqgan/transfusion256_kl")
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LONGER])
 def test_the_tiny_form_trains(build, name):
-    codec = CODECS.get(name)
-    family = name.partition("/")[0]
+    codec = (CODECS | LATENTS).get(name)
     kwargs = {"codec": f"{codec}:tiny"} if codec else {}
-    task = {"muse": build.muse, "vqgan": build.vqgan, "clip": build.clip}[family](
-        f"{name}:tiny", **kwargs
-    )
+    task = getattr(build, name.partition("/")[0])(f"{name}:tiny", **kwargs)
     state, update = build.trainer(task)
     batch = build.rows(task, task.config.batch_size)
     before = state.params

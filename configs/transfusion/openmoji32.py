@@ -1,0 +1,88 @@
+"""Transfusion on OpenMoji at 32x32 and WordNet's glosses: text, pictures, captions, on two cores.
+
+    mmx prepare openmoji --config 32
+    mmx prepare wordnet
+    mmx train --config vqgan/openmoji32_kl --workdir runs/kl
+    mmx train --config transfusion/openmoji32 --config.codec.run=runs/kl --workdir runs/transfusion
+
+Everything here is ours: no paper trains at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from mmx.core.config import parse_arg
+
+
+def get_config(arg=""):
+    """``:tiny`` is a run of seconds, for tests."""
+    tiny = parse_arg(arg, tiny=False)["tiny"]
+    c = ConfigDict()
+    c.family = "transfusion"
+    c.seed = 0
+    c.steps = 20 if tiny else 4000
+    c.batch_size = 4 if tiny else 8
+    c.dtype = "float32"
+
+    c.data = dict(
+        source="tfds:openmoji/32",
+        data_dir="",
+        # How often an epoch holds each example is the mixing: about 3 tokens of pairs to 2 of text,
+        # and five tones of one drawing teach less than five drawings.
+        split="train*60+train_toned*15",
+        mix=("tfds:wordnet train",),
+        image_size=32,
+        row_len=128 if tiny else 256,
+        max_images=4 if tiny else 12,
+        threads=1,
+    )
+    # `config` is what preflight assumes of the tokenizer where no run of one is named.
+    c.codec = dict(run="", config="vqgan/openmoji32_kl:tiny" if tiny else "vqgan/openmoji32_kl")
+    c.text = dict(max_len=32, vocab_size=2048)
+    c.model = dict(
+        depth=2 if tiny else 4,
+        width=32 if tiny else 256,
+        heads=2 if tiny else 4,
+        mlp=64 if tiny else 704,
+        patch=2,
+        patches="linear",
+        positions=True,
+        attention="auto",
+        qk_norm=True,
+        by_modality=False,
+        remat="none",
+    )
+    c.diffusion = dict(
+        schedule="rectified_flow",
+        prediction="x0",
+        weighting="min_snr_5",
+        times="logit_normal",
+    )
+    c.loss = dict(diffusion=1.0, chunk=128, image_first=0.2, noise_limit=0.5, drop=0.1)
+    c.optim = dict(
+        name="adamw",
+        lr=1e-3,
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.03,
+        warmup_steps=50,
+        clip_norm=1.0,
+        ema=0.0,
+        accum=1,
+    )
+    c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
+    c.sample = dict(
+        steps=4 if tiny else 25,
+        solver="euler",
+        guidance=3.0,
+        temperature=0.0,
+        images=1,
+        text=32,
+    )
+    c.preview_prompts = ("red heart", "violin", "dog face", "red apple")
+    c.eval = dict(splits=("test",), examples=256, metrics=(), scorer="")
+    c.log_every = 10 if tiny else 100
+    c.eval_every = 10 if tiny else 1000
+    c.preview_every = 10 if tiny else 1000
+    c.save_every = 10 if tiny else 500
+    c.keep = 2
+    return c

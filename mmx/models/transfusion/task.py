@@ -1,0 +1,390 @@
+"""Transfusion as a task: documents in, next-token and diffusion loss, text and pictures out."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmx.core import rng as rngs
+from mmx.core import tree
+from mmx.core.errors import UserError, choose
+from mmx.core.flops import matmul_flops
+from mmx.data.image import fit
+from mmx.data.text import EOS_ID, PAD_ID
+from mmx.models import stages
+from mmx.models.registry import make_codec
+from mmx.models.rows import fill_rows, to_float
+from mmx.models.texts import own_tokenizer
+from mmx.models.transfusion import loss as losses
+from mmx.models.transfusion import rows
+from mmx.models.transfusion.generate import (
+    IMAGE,
+    TEXT,
+    GenerateOptions,
+    Generator,
+    Row,
+    finish,
+    start,
+)
+from mmx.models.transfusion.model import make_model, patch_places
+from mmx.nn.decoder import Layout
+from mmx.ops.diffusion.predictions import PREDICTIONS
+from mmx.ops.diffusion.schedules import SCHEDULES
+from mmx.ops.diffusion.times import TIMES
+from mmx.ops.diffusion.weightings import WEIGHTINGS
+from mmx.ops.spans import bounds_of
+from mmx.ops.token_loss import chunked_cross_entropy
+from mmx.train.sharding import jit_sharded, place, replicated
+
+
+class TransfusionTask:
+    """Contract 1 for Transfusion. Frozen weights: ``{"codec": ...}`` of the pinned tokenizer run.
+
+    Args:
+      config: of the family ``transfusion``.
+      run: the run directory; the codec's run is pinned and the tokenizer copied there.
+      abstract: shapes only, for preflight: the codec is that of ``config.codec.config`` (of
+        ``config.codec.run`` where that is named), the vocabulary ``config.text.vocab_size``.
+
+    Raises:
+      UserError: no codec named or one of codes, sizes that do not fit, an unknown choice.
+    """
+
+    family = "transfusion"
+    # The mean over a batch's tokens and images: rows hold different numbers of both.
+    batch_coupled = True
+
+    def __init__(self, config, run, abstract: bool = False):
+        self.config, self.run = config, run
+        m = config.model
+        self.process = _process(config.diffusion)
+        if abstract:
+            codec = stages.planned_config(config.codec)
+        else:
+            self._codec_folder = stages.pin(
+                run,
+                "codec",
+                config.codec.run,
+                drop=("params/discriminator", "extra/lecam"),
+                accept=lambda codec: _continuous(codec).grid(config.data.image_size),
+            )
+            codec = stages.load_config(self._codec_folder)
+        self.codec = _continuous(codec)
+        self.grid = self.codec.grid(config.data.image_size)
+        self.patches = (self.grid // m.patch) ** 2
+        self.tokenizer = None if abstract else own_tokenizer(config, run)
+        vocab_size = config.text.vocab_size if abstract else self.tokenizer.vocab_size
+        self.markers = rows.Markers.after(vocab_size, EOS_ID)
+        self.model = make_model(config, self.markers.count, self.grid, self.codec.latent_dim)
+        of = config.loss
+        _check_rows(config, self.patches)
+        self.rules = rows.RowRules(
+            markers=self.markers,
+            encode=self._encode,
+            fit=lambda image: fit(image, config.data.image_size),
+            length=config.data.row_len,
+            max_images=config.data.max_images,
+            patches=self.patches,
+            image_size=config.data.image_size,
+            image_first=of.image_first,
+            noise_limit=of.noise_limit,
+            drop=of.drop,
+        )
+        self.options()
+        self._samplers: dict = {}
+
+    # Data
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text, at most ``config.text.max_len``, without an end."""
+        ids, mask = self.tokenizer.encode([text], self.config.text.max_len + 1)
+        return ids[0][mask[0]][:-1].tolist()
+
+    def document_tokens(self, example: dict) -> tuple[int, int]:
+        """(tokens, images) of an example, for the plan of the rows."""
+        return self.rules.count(example)
+
+    def transform(self, examples: list[dict], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Documents of one row -> :func:`mmx.models.transfusion.rows.pack`."""
+        return rows.pack(examples, self.rules, rng)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
+        data = self.config.data
+        B, L, M, size = self.config.batch_size, data.row_len, data.max_images, data.image_size
+        spec = lambda dtype, *shape: jax.ShapeDtypeStruct((B, *shape), dtype)
+        names = ("tokens", "document", "image", "labels")
+        return {name: spec(jnp.int32, L) for name in names} | {
+            "images": spec(jnp.uint8, M, size, size, 3),
+            "first": spec(jnp.int32, M),
+            "noise_limit": spec(jnp.float32, M),
+            "position": spec(jnp.uint32),
+        }
+
+    # Parameters
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """(params, {}), every leaf logically named."""
+        # Parameters do not depend on the length: no more than one image and its markers.
+        L = -(-(self.patches + 4) // 128) * 128
+        ids = jnp.zeros((1, L), jnp.int32)
+        first = jnp.ones((1, 1), jnp.int32)
+        z = jnp.zeros((1, 1, self.grid, self.grid, self.codec.latent_dim))
+        layout = self.layout(ids, ids - 1, first)
+        args = ids, ids - 1, first, z, jnp.zeros((1, 1)), layout
+        model = self.model.init(rngs.stream(key, "model"), *args, method="whole")["params"]
+        return model, {}
+
+    def layout(self, document_BL, image_BL, first_BM) -> Layout:
+        """Of packed rows."""
+        bounds = bounds_of(document_BL, image_BL)
+        position_BL = jnp.arange(document_BL.shape[1]) - bounds.start_BL
+        return Layout(position_BL, bounds, patch_places(first_BM, self.patches))
+
+    def abstract_frozen(self) -> Any:
+        """Shapes of :meth:`load_frozen`."""
+        return {"codec": self.codec.abstract_weights()}
+
+    def load_frozen(self, mesh) -> Any:
+        """The codec's weights on every device. Raises UserError when they are damaged."""
+        return place(self._frozen_host(), replicated(mesh))
+
+    def _frozen_host(self) -> Any:
+        return {"codec": stages.load_weights(self._codec_folder)}
+
+    def param_labels(self, params: Any) -> Any:
+        """One player."""
+        return tree.map_with_path(
+            lambda path, _: "main", params, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+        )
+
+    # Training
+
+    def latents(self, frozen, image_u8: jax.Array) -> jax.Array:
+        """uint8 [..., H, W, 3] -> normalised latents float32 [..., h, w, Z]."""
+        flat = image_u8.reshape(-1, *image_u8.shape[-3:])
+        z = jax.lax.stop_gradient(self.codec.encode(frozen["codec"], to_float(flat)))
+        return z.astype(jnp.float32).reshape(*image_u8.shape[:-3], *z.shape[1:])
+
+    def loss(self, params, extra, frozen, batch, rng, step, train=True):
+        """(scalar, (metrics, extra)). Every draw of a row comes from (seed, its position)."""
+        del step, train
+        x_BMhwZ = self.latents(frozen, batch["images"])
+        noised = losses.noise_images(
+            rng, batch["position"], x_BMhwZ, batch["noise_limit"], self.process
+        )
+        text, diffusion, counts = self.losses(params, batch, x_BMhwZ, noised)
+        metrics = {
+            "loss/text": text,
+            "loss/diffusion": diffusion,
+            "rows/padding": (batch["document"] < 0).mean(),
+            **{f"rows/{name}": count for name, count in counts.items()},
+        }
+        return text + self.config.loss.diffusion * diffusion, (metrics, extra)
+
+    def losses(self, params, batch, x_BMhwZ, noised) -> tuple[jax.Array, jax.Array, dict]:
+        """(next-token loss in nats a token, diffusion loss, how many learned tokens and images)."""
+        hidden_BLD, out_BMhwZ = self.model.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["image"],
+            batch["first"],
+            noised.z,
+            noised.t,
+            self.layout(batch["document"], batch["image"], batch["first"]),
+        )
+        weights_BL, tokens = losses.text_weights(batch["labels"])
+        text = chunked_cross_entropy(
+            hidden_BLD,
+            params["head"]["kernel"],
+            jnp.maximum(batch["labels"], PAD_ID),
+            weights_BL,
+            self.markers.count,
+            self.config.loss.chunk,
+        )
+        diffusion, images = losses.diffusion_loss(
+            out_BMhwZ, x_BMhwZ, noised, batch["noise_limit"], self.process
+        )
+        return text, diffusion, {"tokens": tokens, "images": images}
+
+    def train_flops_per_row(self) -> float:
+        """Three times the forward pass of the transformer, its head and the patches' maps."""
+        one = lambda spec: jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype)
+        batch = jax.tree.map(one, self.batch_spec())
+        M = self.config.data.max_images
+        z = jax.ShapeDtypeStruct((1, M, self.grid, self.grid, self.codec.latent_dim), jnp.float32)
+        t = jax.ShapeDtypeStruct((1, M), jnp.float32)
+
+        def forward(params, batch, z, t):
+            return self.losses(params, batch, z, losses.Noised(z, t, z))[:2]
+
+        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
+        return 3.0 * matmul_flops(forward, params, batch, z, t)
+
+    # Sampling
+
+    def options(self, **changes) -> GenerateOptions:
+        """Those of ``config.sample``, with the changes that are not None. Raises UserError."""
+        return GenerateOptions.of(self.config, **changes)
+
+    def generator(self, params, options: GenerateOptions) -> Generator:
+        """With these parameters."""
+        return Generator(self.model, params, self.process, self.markers, self.grid, options)
+
+    def generate(self, params, frozen, prompts, rng, options: GenerateOptions) -> Row:
+        """Go on with prompts; pure, for jit.
+
+        Args:
+          prompts: rows of :func:`mmx.models.transfusion.rows.prompt`, and ``draw`` bool [B]: begins
+            with an image whatever it would write; ``index`` uint32 [B], which sample each is: what
+            it draws depends on (rng, index) and its prompt alone.
+        """
+        g = self.generator(params, options)
+        row = start(
+            g,
+            prompts["tokens"],
+            prompts["image"],
+            prompts["first"],
+            self.latents(frozen, prompts["images"]),
+            prompts["length"],
+            g.places(prompts["tokens"].shape[1]),
+            jnp.where(prompts["draw"], IMAGE, TEXT),
+        )
+        return finish(g, row, rngs.row_keys(rng, "sample", prompts["index"]))
+
+    def sample(self, params, extra, frozen, prompt_batch, rng, options: GenerateOptions):
+        """:meth:`generate`, and the images as pixels.
+
+        Returns:
+          {"tokens": int32 [B, L], "length": int32 [B], with the prompt; "drew": int32 [B], how many
+          images; "images": float32 [B, options.images, H, W, 3], and "image" the first of them}.
+        """
+        del extra
+        row = self.generate(params, frozen, prompt_batch, rng, options)
+        out = {"tokens": row.tokens, "length": row.cache.length_B, "drew": row.drew}
+        if options.images:
+            x_IhwZ = row.x.reshape(-1, *row.x.shape[2:])
+            images = self.codec.decode(frozen["codec"], x_IhwZ)
+            out["images"] = images.reshape(*row.x.shape[:2], *images.shape[1:])
+            out["image"] = out["images"][:, 0]
+        return out
+
+    def prompt_spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of what :meth:`prompts` gives for ``count`` texts."""
+        data, L = self.config.data, self._prompt_length(0)
+        M, size = data.max_images, data.image_size
+        spec = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+        return {
+            "tokens": spec(jnp.int32, L),
+            "image": spec(jnp.int32, L),
+            "first": spec(jnp.int32, M),
+            "images": spec(jnp.uint8, M, size, size, 3),
+            "length": spec(jnp.int32),
+            "draw": spec(jnp.bool_),
+            "index": spec(jnp.uint32),
+        }
+
+    def prompts(self, texts: list[str], negative: str = "", first_index: int = 0) -> dict:
+        """Texts to draw. Raises UserError for an empty or over-long one, or a negative one."""
+        if negative:
+            raise UserError(
+                "--negative: a Transfusion run keeps away from nothing but the image without its "
+                "text; leave it out"
+            )
+        self.tokenizer.encode(texts, self.config.text.max_len + 1, strict=True)
+        return self.prompt_rows([[text] for text in texts], draw=True, first_index=first_index)
+
+    def prompt_rows(self, documents: list[list], draw: bool, first_index: int = 0) -> dict:
+        """Documents to go on with, all of one compiled length.
+
+        Args:
+          documents: parts of each, see :func:`mmx.models.transfusion.rows.prompt`.
+          draw: each goes on with an image.
+          first_index: which sample the first is.
+
+        Raises:
+          UserError: see there; or an image where the run has room for none.
+        """
+        images = max(sum(not isinstance(part, str) for part in parts) for parts in documents)
+        length = self._prompt_length(images)
+        each = [rows.prompt(parts, self.rules, length) for parts in documents]
+        stacked = {name: np.stack([row[name] for row in each]) for name in each[0]}
+        index = np.arange(first_index, first_index + len(each), dtype=np.uint32)
+        return stacked | {"draw": np.full(len(each), draw), "index": index}
+
+    def _prompt_length(self, images: int) -> int:
+        """A text and so many images with a text each: few lengths, so that few are compiled."""
+        return 1 + self.config.text.max_len * (images + 1) + images * (self.patches + 2)
+
+    def sampler(self, mesh, options: GenerateOptions):
+        """:meth:`sample` compiled, one function for each set of options; any number of rows."""
+        if options not in self._samplers:
+            fn = lambda p, e, f, batch, key: self.sample(p, e, f, batch, key, options)
+            self._samplers[options] = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+        compiled = self._samplers[options]
+
+        def run(params, extra, frozen, batch, key):
+            batch, count = fill_rows(batch, mesh)
+            out = compiled(params, extra, frozen, batch, key)
+            return jax.tree.map(lambda x: x[:count], out)
+
+        return run
+
+    def written(self, tokens_L, start: int, end: int) -> str:
+        """The text between two places of a sample's tokens, without markers."""
+        ids = [int(i) for i in tokens_L[start:end] if i < self.markers.bos and i != EOS_ID]
+        return self.tokenizer.decode(ids)
+
+    # Looking
+
+    def evaluators(self, mesh) -> list:
+        """None yet."""
+        return []
+
+    def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
+        """None yet."""
+        return {}
+
+
+def _check_rows(config, patches: int) -> None:
+    """Raises UserError: a row that cannot hold an image, a chunk, a share."""
+    data = config.data
+    if data.row_len % config.loss.chunk:
+        raise UserError(
+            f"config.loss.chunk={config.loss.chunk} does not divide "
+            f"config.data.row_len={data.row_len}"
+        )
+    if data.row_len < (least := patches + 4):
+        raise UserError(
+            f"config.data.row_len={data.row_len}: one image and its markers take {least}"
+        )
+    for name in ("image_first", "noise_limit", "drop"):
+        if not 0 <= config.loss[name] <= 1:
+            raise UserError(f"config.loss.{name}={config.loss[name]}: give a share from 0 to 1")
+
+
+def _process(of) -> losses.Process:
+    return losses.Process(
+        choose("config.diffusion.schedule", SCHEDULES, of.schedule),
+        _name("config.diffusion.prediction", PREDICTIONS, of.prediction),
+        _name("config.diffusion.weighting", WEIGHTINGS, of.weighting),
+        _name("config.diffusion.times", TIMES, of.times),
+    )
+
+
+def _name(field: str, table, name: str) -> str:
+    choose(field, table, name)
+    return name
+
+
+def _continuous(config):
+    """The codec of a config. Raises UserError: its codes are no continuous latents."""
+    codec = make_codec(config)
+    if not hasattr(codec, "latent_dim"):
+        raise UserError(
+            "config.codec: Transfusion diffuses continuous latents, and this tokenizer has codes; "
+            "name a run of a config with a KL bottleneck, such as vqgan/openmoji32_kl"
+        )
+    return codec
