@@ -4,7 +4,9 @@
     mmx train --config vqgan/openmoji32_kl --workdir runs/kl
 
 The networks of vqgan/openmoji32 with the bottleneck of Transfusion's autoencoder (arXiv 2408.11039
-app. A). Everything here is ours: no paper trains at this size.
+app. A). A minute of CPU time: PSNR 24.4 dB on test; the standard deviation of its latents there is
+0.97 [0.95, 0.99], of the channel that varies least 0.90 (the drawings of test differ a little from
+those of training, where it is 0.99). Everything here is ours: no paper trains at this size.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,10 @@
     mmx train --config vqgan/scenes64_kl --workdir runs/scenes-kl
 
 The twin of vqgan/scenes64, to compare what is trained on either: the same networks, grid, width of
-a latent, loss and training, another bottleneck. Everything here is ours.
+a latent, loss and training, another bottleneck. Some three minutes of CPU time: PSNR 29.4 dB on
+test, where its latents have a standard deviation of 0.99 to 1.03 a channel; of 300 of its pictures
+0.980 are read entirely right after decoding, of the originals 0.990. The grid is as fine as the
+twin needs: codes on an 8x8 grid (2,048, width 16, 646 steps) left 0.893. Everything here is ours.
 """
 
 from ml_collections import ConfigDict

@@ -133,6 +133,7 @@ def test_a_parameter_that_no_rule_fits_is_refused_before_anything_runs(toy_confi
 
 FLAGSHIPS = ["muse/base_3b", "muse/base_632m", "vqgan/muse256", "vqgan/muse512"]
 FLAGSHIPS += ["muse/openmoji32:tiny", "clip/vit_l14", "clip/rn50", "clip/siglip_b16"]
+FLAGSHIPS += ["vqgan/transfusion256_kl"]
 
 
 @pytest.mark.parametrize("name", FLAGSHIPS)
