@@ -32,12 +32,13 @@ lint: $(TEST)
 	@.venv-test/bin/ruff check
 	@.venv-test/bin/ruff format --check
 
-# Published weights and metrics beside the libraries they come from, in an environment of their own.
+# Published weights, metrics and solvers beside the libraries they come from, in an environment apart.
 # IMAGES=DIR with 000000039769.jpg (COCO) and CLIP.png (OpenAI) checks the published logits too.
 parity: $(PARITY)
 	@JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 .venv-parity/bin/python experiments/parity/run.py \
 	    $(if $(IMAGES),--images $(IMAGES))
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/metrics.py
+	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/solvers.py
 
 # Keeps data/ and runs/.
 clean:

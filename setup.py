@@ -33,6 +33,7 @@ TEST = [
 ]
 # The published implementations that ours are compared with: `make parity` alone.
 PARITY = [
+    "diffusers>=0.42",
     "open-clip-torch>=3.3",
     "protobuf>=5.0",  # transformers reads SigLIP's vocabulary with it
     "sentencepiece>=0.2",
