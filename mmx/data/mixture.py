@@ -68,7 +68,7 @@ class Mixture:
     Attributes:
       info: of the data set where it is one, else a :class:`MixtureInfo`.
       parts: splits, in order; one that occurs several times is the same object each time. Each has
-        ``outline(index)``, an example with None for its images, which are not decoded.
+        ``outlines()``, its examples with None for their images, which are not decoded.
     """
 
     def __init__(self, opened: list[Any]):
@@ -124,7 +124,6 @@ def texts(mixture: Mixture) -> Iterator[str]:
     """The texts of an epoch, for a tokenizer; of more than a million documents every n-th."""
     every = -(-len(mixture) // _MAX_READ)
     for part in mixture.parts:
-        for index in range(0, len(part), every):
-            example = part.outline(index)
+        for example in itertools.islice(part.outlines(), 0, None, every):
             parts = example.get("parts", (example.get("text"),))
             yield from (text for text in parts if isinstance(text, str))

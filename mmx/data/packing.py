@@ -234,8 +234,8 @@ def measure(
     every = max(1, total // 5)
     progress = Progress(total, "measuring documents", every=every, enabled=not quiet)
     for part in parts:
-        for index in range(len(part)):
-            sizes.append(document_tokens(part.outline(index)))
+        for example in part.outlines():
+            sizes.append(document_tokens(example))
             progress.update(len(sizes))
     progress.close()
     return np.array(sizes, np.int32).reshape(-1, 2)

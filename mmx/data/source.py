@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ from mmx.data.text import FILE_NAME as TOKENIZER_FILE
 
 LABEL_CAPTION = "a photo of a {label}"
 _TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
-_CACHE_BYTES = 512 * 2**20  # ours: decoded images kept in memory, a process and split
+_CACHE_BYTES = 512 * 2**20  # ours: decoded examples kept in memory, a process and split
+_BATCH = 1024  # ours: records read at once, where all are
+_TEXT_BYTES = 1024  # ours: what an example takes in memory without its image, about
 _HASH_BYTES = 64 * 2**20  # ours: a split's files below this size enter the fingerprint whole
 # Data sets that mmx makes itself -> how, and which config is meant where none is named.
 OURS = {
@@ -124,8 +126,8 @@ class Source:
         if example is None:
             example = self._read(index)
             # Threads may count a race twice or keep an example too many; both are harmless.
-            if "image" in example and self._cached_bytes < _CACHE_BYTES:
-                self._cached_bytes += example["image"].nbytes
+            if self._cached_bytes < _CACHE_BYTES:
+                self._cached_bytes += example["image"].nbytes if "image" in example else _TEXT_BYTES
                 self._cache[index] = example
         return dict(example)
 
@@ -136,6 +138,12 @@ class Source:
     def outline(self, index: int) -> dict[str, Any]:
         """``self[index]`` with None for its image, which is not decoded."""
         return self._outline(self._records[index])
+
+    def outlines(self) -> Iterator[dict[str, Any]]:
+        """:meth:`outline` of all, in order, at a tenth of the time each."""
+        for first in range(0, len(self), _BATCH):
+            batch = range(first, min(first + _BATCH, len(self)))
+            yield from map(self._outline, self._records.__getitems__(list(batch)))
 
     def _outline(self, record: Mapping[str, Any]) -> dict[str, Any]:
         example = {key: _plain(record[key]) for key in self._kept}

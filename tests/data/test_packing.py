@@ -256,3 +256,4 @@ def test_texts_alone_open_where_the_caller_allows_it(root):
         open_source("tfds:words", "train", root)
     pairs = open_source("tfds:pairs", "train", root)
     assert pairs.outline(3) == {**pairs[3], "image": None}
+    assert list(pairs.outlines()) == [pairs.outline(i) for i in range(12)]
