@@ -178,6 +178,10 @@ class View:
         """``self[index]`` with None for its images, which are not decoded."""
         return self._example(index, lambda drawing: None)
 
+    def outlines(self) -> Iterator[dict[str, Any]]:
+        """:meth:`outline` of all, in order."""
+        return map(self.outline, range(len(self)))
+
     def _example(self, index: int, image: Callable[[Drawing], Any]) -> dict[str, Any]:
         document = self._documents[index]
         last = document.parts[-1]
@@ -218,8 +222,7 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
 
 
 def _drawings(spec: str, source: Source) -> Iterator[Drawing]:
-    for index in range(len(source)):
-        example = source.outline(index)
+    for index, example in enumerate(source.outlines()):
         if missing := [name for name in _FEATURES if name not in example]:
             raise UserError(
                 f"data.source={spec}: {source.info.name} has no features {', '.join(missing)}; use "

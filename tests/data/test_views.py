@@ -74,7 +74,7 @@ def test_edits_of_openmoji(data_dir):
     learned = {e.concept for split in ("train", "train_toned") for e in by_split[split]}
     for split in ("train", "test"):
         view = open_source("edits:openmoji/32", split, data_dir, needs_image=False)
-        outlines = [view.outline(i) for i in range(len(view))]
+        outlines = list(view.outlines())
         assert {outline["kind"] for outline in outlines} == {"tone", "colour"}
         assert all(o["parts"][0] is None and o["parts"][2] is None for o in outlines)
         asked = {outline["caption"] for outline in outlines}
