@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mmx.nn.flash import attend_flash
 from mmx.nn.splash import attend_splash
 
 
@@ -72,7 +73,11 @@ def attend_dense(q_BLNK, k_BLNK, v_BLNK, bounds, max_span):
     return checkpoint_name(out_BLNK, "attention_out")
 
 
-IMPLS: dict[str, Callable] = {"dense": attend_dense, "splash": attend_splash}
+IMPLS: dict[str, Callable] = {
+    "dense": attend_dense,
+    "splash": attend_splash,  # TPUs
+    "flash": attend_flash,  # NVIDIA's GPUs
+}
 
 # The fastest on each kind of device of those that a test holds equal to "dense".
 AUTO = {

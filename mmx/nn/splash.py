@@ -4,6 +4,7 @@ Axis letters: B batch, L length, N heads, K head size.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def attend_splash(
     bounds: tuple[jax.Array, jax.Array] | None = None,
     max_span: int = 1,
 ) -> jax.Array:
-    """Each device by itself: rows and heads are independent of one another (contract 5).
+    """As :func:`mmx.nn.spans.attend_dense`, without scores in memory.
 
     Which blocks are live is the same for all rows, causal widened by the longest span: a map of its
     own for each row would make the compiler run them one after another. Inside the live blocks each
@@ -70,7 +71,14 @@ def attend_splash(
             out_BNLK = jax.vmap(attend)(both_BL, q_BNLK, k_BNLK, v_BNLK)
         return jnp.where((start_BL < end_BL)[..., None, None], out_BNLK.swapaxes(1, 2), 0)
 
-    args = (q_BLNK, k_BLNK, v_BLNK, *(bounds or ()))
+    return on_each_device(local, q_BLNK, k_BLNK, v_BLNK, *(bounds or ()))
+
+
+def on_each_device(local: Callable, *args: jax.Array) -> jax.Array:
+    """A kernel of arrays [B, L, N, K] and [B, L], on each device for its own rows and heads.
+
+    They are independent of one another (contract 5). The result is laid out as the first argument.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(*args)

@@ -96,7 +96,7 @@ def test_splash_equals_dense_with_rows_and_heads_on_many_devices():
 
 
 def test_no_implementation_goes_untested():
-    assert set(IMPLS) == {"dense", "splash"}
+    assert set(IMPLS) == {"dense", "splash", "flash"}
 
 
 def test_live_blocks_of_a_band():
