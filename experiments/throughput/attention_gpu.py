@@ -2,17 +2,19 @@
 
     python experiments/throughput/attention_gpu.py --json attention_gpu.json
 
-On a GPU: each candidate against "dense" on 200 random layouts, values and gradients; then forward
-and backward at the shape of a 1.4B decoder, beside cuDNN's plain causal attention. What does not
-fit into ``--seconds`` is listed as left out. On a CPU: toy sizes, and "dense" alone.
-Tokamax takes part where it is installed (Python 3.12).
+On a GPU: forward and backward at the shape of a 1.4B decoder, beside cuDNN's causal attention; the
+sizes of flash's blocks; then each candidate against "dense" on 200 random layouts, values and
+gradients. What does not fit into ``--seconds`` is listed as left out. On a CPU: toy sizes, and
+"dense" alone. Tokamax takes part where it is installed (Python 3.12).
 Axis letters: B batch, L length, M keys, N heads, K head size.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -23,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmx.nn.flash import KERNELS, Blocks, attend_flash
 from mmx.nn.spans import attend_dense, visible_keys
 from mmx.ops.spans import bounds_of
 
@@ -81,16 +84,23 @@ def in_rows(attend, rows: int):
 
 CANDIDATES = {
     "dense": attend_dense,
+    "flash": attend_flash,
     "cudnn": cudnn,
     "cudnn_rows_1024": in_rows(cudnn, 1024),
     "cudnn_rows_512": in_rows(cudnn, 512),
 }
 if importlib.util.find_spec("tokamax"):
-    CANDIDATES |= {
-        "tokamax": tokamax,
-        "tokamax_rows_1024": in_rows(tokamax, 1024),
-        "tokamax_rows_512": in_rows(tokamax, 512),
-    }
+    CANDIDATES |= {"tokamax": tokamax, "tokamax_rows_1024": in_rows(tokamax, 1024)}
+
+# Sizes of each flash kernel that are tried while the others keep theirs.
+SIZES = {
+    "forward": [(128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3),
+                (64, 128, 4, 2)],
+    "by_q": [(128, 64, 8, 2), (128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3),
+             (64, 128, 8, 2), (128, 128, 8, 1)],
+    "by_kv": [(64, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (32, 128, 4, 3), (32, 64, 4, 3),
+              (64, 64, 8, 2), (128, 128, 8, 1)],
+}  # fmt: skip
 
 
 def random_layouts(rng, rows: int, length: int, longest: int):
@@ -122,14 +132,16 @@ def interleaved(rng, rows: int, length: int, documents: int):
     return bounds_of(document_BL, image_BL)
 
 
-def pull(attend, max_span: int):
-    """jitted (q, k, v, slope, bounds) -> output and gradients."""
+def pull(attend, max_span: int, by="qkv", exact=False):
+    """(q, k, v, slope, bounds) -> output and gradients by some of q, k, v; none: output alone."""
 
     def run(q, k, v, slope, bounds):
-        out, back = jax.vjp(lambda *qkv: attend(*qkv, bounds, max_span), q, k, v)
-        return out, *back(slope)
+        with jax.default_matmul_precision("highest" if exact else "default"):
+            out, back = jax.vjp(lambda *qkv: attend(*qkv, bounds, max_span), q, k, v)
+            gradients = dict(zip("qkv", back(slope)))
+        return out, *(gradients[one] for one in by)
 
-    return jax.jit(run)
+    return run
 
 
 def normals(rng, shape, dtype):
@@ -138,24 +150,34 @@ def normals(rng, shape, dtype):
     return [(q.astype(jnp.float32) * shape[-1] ** -0.5).astype(dtype), *rest]
 
 
-def worst_difference(name, dtype, head_size, layouts, rows, length, longest) -> float:
-    """Largest difference to dense attention in float32, over the largest value or 1."""
-    rng, worst = np.random.default_rng(0), 0.0
-    ours, dense = pull(CANDIDATES[name], longest), pull(attend_dense, longest)
-    args = normals(rng, (rows, length, 2, head_size), dtype)
-    wide = [x.astype(jnp.float32) for x in args]
-    for _ in range(layouts // rows):
-        bounds = random_layouts(rng, rows, length, longest)
-        with jax.default_matmul_precision("highest"):
-            expected = dense(*wide, bounds)
-        for a, b in zip(ours(*args, bounds), expected):
-            gap = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.maximum(jnp.abs(b).max(), 1)
-            worst = max(worst, float(jnp.where(jnp.isnan(gap), jnp.inf, gap)))
-    return worst
+class Bench:
+    """Compiles in threads, then measures one after another; a row of the report for each."""
+
+    def __init__(self, seconds: float, threads: int):
+        self.seconds, self.report = seconds, []
+        self.pool = concurrent.futures.ThreadPoolExecutor(threads)
+
+    def compile(self, run, *args):
+        return self.pool.submit(lambda: jax.jit(run).lower(*args).compile())
+
+    def row(self, label: dict, needs, measure) -> dict:
+        """``measure`` of what is compiled, or why there is none."""
+        at = time.perf_counter()
+        try:
+            left = max(0.0, STARTED + self.seconds - at)
+            row = measure(*(one.result(timeout=left) for one in needs))
+        except concurrent.futures.TimeoutError:
+            row = {"left_out": "no time"}
+        except Exception as error:  # a kernel that cannot run must not hide the others
+            row = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
+        row = {**label, **row, "at": round(time.perf_counter() - STARTED, 1)}
+        self.report.append(row)
+        print(json.dumps(row), flush=True)
+        return row
 
 
-def seconds_a_call(run, args, calls: int, repeats: int = 5) -> list[float]:
-    """Of calls in a row, ``repeats`` times; the first is not counted."""
+def milliseconds(run, args, calls: int, repeats: int = 5) -> dict:
+    """Median and range of ``repeats`` means of some calls in a row, after one that warms up."""
     jax.block_until_ready(run(*args))
     times = []
     for _ in range(repeats):
@@ -163,86 +185,121 @@ def seconds_a_call(run, args, calls: int, repeats: int = 5) -> list[float]:
         for _ in range(calls):
             out = run(*args)
         jax.block_until_ready(out)
-        times.append((time.perf_counter() - at) / calls)
-    return times
+        times.append((time.perf_counter() - at) / calls * 1e3)
+    low, high = min(times), max(times)
+    return {"ms": round(statistics.median(times), 3), "range": [round(low, 3), round(high, 3)]}
 
 
-def attempt(report: dict, kind: str, label: dict, seconds: float, measure) -> None:
-    """Add a row to the report: what was measured, or why it was not."""
-    at = time.perf_counter()
-    if at - STARTED > seconds:
-        row = {"left_out": "no time"}
-    else:
-        try:
-            row = measure()
-        except Exception as error:  # one kernel that cannot run must not hide the others
-            row = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    row = {**label, **row, "took": round(time.perf_counter() - at, 1)}
-    report[kind].append(row)
-    print(kind, json.dumps(row), flush=True)
+def worst_difference(ours, dense, args, layouts) -> float:
+    """Largest difference to dense attention in float32, over the largest value or 1."""
+    wide, worst = [x.astype(jnp.float32) for x in args], 0.0
+    for bounds in layouts:
+        for a, b in zip(ours(*args, bounds), dense(*wide, bounds)):
+            gap = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.maximum(jnp.abs(b).max(), 1)
+            worst = max(worst, float(jnp.where(jnp.isnan(gap), jnp.inf, gap)))
+    return worst
+
+
+def times(bench: Bench, candidates: dict, shape, on_gpu: bool) -> None:
+    """Forward and backward, of plain causal attention and of the mixed mask."""
+    rng = np.random.default_rng(0)
+    batch, length, heads, size = shape
+    inputs = normals(rng, shape, jnp.bfloat16)
+    layouts = {"causal": None, "mixed": interleaved(rng, batch, length, 1),
+               "mixed, 4 documents": interleaved(rng, batch, length, 4)}  # fmt: skip
+    jobs = [(name, "causal") for name in candidates if "rows" not in name]
+    jobs += [(name, layout) for layout in list(layouts)[1:] for name in candidates]
+    jobs = [one for one in jobs if not (one[0] == "dense" and "4" in one[1])]
+    made = [bench.compile(pull(candidates[name], IMAGE), *inputs, layouts[layout])
+            for name, layout in jobs]  # fmt: skip
+    concurrent.futures.wait(made, timeout=max(0, STARTED + bench.seconds - time.perf_counter()))
+    for (name, layout), one in zip(jobs, made):
+        bounds = layouts[layout]
+        pairs = batch * length * (length + 1) / 2
+        if bounds is not None:
+            pairs = float(jnp.sum(bounds.end_BL - bounds.start_BL))
+
+        def measure(run, name=name, bounds=bounds, pairs=pairs):
+            row = milliseconds(
+                run, (*inputs, bounds), calls=10 if on_gpu and name != "dense" else 1
+            )
+            # Seven products of what is visible: two forward, five backward.
+            return {**row, "tflops": round(14 * pairs * heads * size / row["ms"] / 1e9, 1)}
+
+        label = {"what": "time", "impl": name, "layout": layout, "shape": list(shape)}
+        bench.row(label, [one], measure)
+
+
+def tune(bench: Bench, shape):
+    """The fastest sizes of each of flash's kernels: (mixed mask) output, then gradients of one."""
+    rng = np.random.default_rng(0)
+    args = (*normals(rng, shape, jnp.bfloat16), interleaved(rng, shape[0], shape[1], 1))
+    kernels, jobs = KERNELS[2], []
+    for kernel, by in (("forward", ""), ("by_q", "q"), ("by_kv", "kv")):
+        for sizes in SIZES[kernel]:
+            one = kernels._replace(**{kernel: Blocks(*sizes)})
+            attend = functools.partial(attend_flash, kernels=one)
+            jobs.append((kernel, sizes, bench.compile(pull(attend, IMAGE, by), *args)))
+    wait = [one for *_, one in jobs]
+    concurrent.futures.wait(wait, timeout=max(0, STARTED + bench.seconds - time.perf_counter()))
+    best = {}
+    for kernel, sizes, one in jobs:
+        label = {"what": "sizes", "kernel": kernel, "sizes": sizes}
+        row = bench.row(label, [one], lambda run: milliseconds(run, args, 10, 3))
+        best[kernel] = min(best.get(kernel, (np.inf, None)), (row.get("ms", np.inf), sizes))
+    sizes = {kernel: Blocks(*one) for kernel, (ms, one) in best.items() if one and ms < np.inf}
+    return kernels._replace(**sizes)
+
+
+def equality(bench: Bench, candidates: dict, dtype, head_size: int, on_gpu: bool) -> None:
+    """Values and gradients on random layouts, against dense attention in float32."""
+    rng = np.random.default_rng(0)
+    count, rows, length, longest = (10, 20, 640, 200) if on_gpu else (1, 4, 64, 20)
+    args = normals(rng, (rows, length, 2, head_size), dtype)
+    layouts = [random_layouts(rng, rows, length, longest) for _ in range(count)]
+    wide = [x.astype(jnp.float32) for x in args]
+    dense = bench.compile(pull(attend_dense, longest, exact=True), *wide, layouts[0])
+    limit = 2e-2 if dtype == jnp.bfloat16 else 1e-4
+    made = {name: bench.compile(pull(attend, longest), *args, layouts[0])
+            for name, attend in candidates.items()}  # fmt: skip
+    for name, one in made.items():
+
+        def measure(ours, dense):
+            worst = worst_difference(ours, dense, args, layouts)
+            return {"worst": float(f"{worst:.2e}"), "equal": worst <= limit}
+
+        label = {"what": "equal", "impl": name, "dtype": jnp.dtype(dtype).name,
+                 "head_size": head_size, "layouts": count * rows}  # fmt: skip
+        bench.row(label, [one, dense], measure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write what is printed")
-    parser.add_argument("--seconds", type=float, default=85.0, help="no measurement begins after")
-    parser.add_argument("--only", nargs="*", help="names of candidates; all if left out")
+    parser.add_argument(
+        "--seconds", type=float, default=85.0, help="what is not done by then is not"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compile")
     args = parser.parse_args()
     on_gpu = jax.default_backend() == "gpu"
-    names = [n for n in CANDIDATES if n in (args.only or CANDIDATES) and (on_gpu or n == "dense")]
-    report = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "equal": [],
-              "time": []}  # fmt: skip
-    print(report["device"], report["jax"], names)
-
-    # Times first: they are what only this machine can say.
-    rng = np.random.default_rng(0)
-    batch, length, heads, size = (4, 4096, 16, 128) if on_gpu else (1, 512, 1, 16)
-    inputs = normals(rng, (batch, length, heads, size), jnp.bfloat16)
-    layouts = {"causal": None, "mixed": interleaved(rng, batch, length, 1),
-               "mixed, 4 documents": interleaved(rng, batch, length, 4)}  # fmt: skip
-    causal_ms = None
-
-    def clock(name, layout):
-        nonlocal causal_ms
-        bounds = layouts[layout]
-        run = pull(CANDIDATES[name], IMAGE)
-        times = seconds_a_call(
-            run, (*inputs, bounds), calls=10 if on_gpu and name != "dense" else 1
-        )
-        ms = statistics.median(times) * 1e3
-        if causal_ms is None:  # the first measured: cuDNN's causal, or dense on a CPU
-            causal_ms = ms
-        pairs = batch * length * (length + 1) / 2
-        if bounds is not None:
-            pairs = float(jnp.sum(bounds.end_BL - bounds.start_BL))
-        flops = 3.5 * 4 * pairs * heads * size  # seven products of what is visible, forward two
-        return {"ms": round(ms, 3), "range": [round(t * 1e3, 3) for t in (min(times), max(times))],
-                "to_causal": round(ms / causal_ms, 3), "tflops": round(flops / ms / 1e9, 1)}  # fmt: skip
-
-    order = [(n, "causal") for n in ("cudnn", "tokamax") if n in names]
-    order += [(n, one) for one in layouts if one != "causal" for n in names if n != "dense"]
-    order += [("dense", "causal"), ("dense", "mixed")] if "dense" in names else []
-    for name, layout in order:
-        label = {"impl": name, "layout": layout, "shape": [batch, length, heads, size]}
-        measure = functools.partial(clock, name, layout)
-        attempt(report, "time", label, args.seconds, measure)
-
-    sizes = {"layouts": 200, "rows": 20, "length": 640, "longest": 200}
-    if not on_gpu:
-        sizes = {"layouts": 4, "rows": 4, "length": 64, "longest": 20}
-    for dtype, limit in ((jnp.bfloat16, 2e-2), (jnp.float32, 1e-4)):
-        for name in names:
-            for head_size in (128, 64):
-
-                def measure(name=name, dtype=dtype, head_size=head_size, limit=limit):
-                    worst = worst_difference(name, dtype, head_size, **sizes)
-                    return {"worst": worst, "equal": worst <= limit}
-
-                label = {"impl": name, "dtype": jnp.dtype(dtype).name, "head_size": head_size}
-                attempt(report, "equal", label, args.seconds, measure)
+    candidates = CANDIDATES if on_gpu else {"dense": attend_dense}
+    shape = (4, 4096, 16, 128) if on_gpu else (1, 512, 1, 16)
+    bench = Bench(args.seconds, args.threads)
+    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    print(json.dumps(about))
+    times(bench, candidates, shape, on_gpu)
+    if on_gpu:
+        kernels = tune(bench, shape)
+        about["tuned"] = kernels._asdict()
+        tuned = {"flash_tuned": functools.partial(attend_flash, kernels=kernels)}
+        times(bench, tuned, shape, on_gpu)
+        candidates = {**tuned, **candidates}
+    for dtype, head_size in ((jnp.bfloat16, 128), (jnp.bfloat16, 64), (jnp.float32, 128)):
+        equality(bench, candidates, dtype, head_size, on_gpu)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{time.perf_counter() - STARTED:.0f} s")
+        args.json.write_text(json.dumps({**about, "rows": bench.report}, indent=1) + "\n")
+    print(f"{time.perf_counter() - STARTED:.0f} s", flush=True)
+    os._exit(0)  # whatever still compiles is not waited for
 
 
 if __name__ == "__main__":

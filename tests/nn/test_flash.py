@@ -55,19 +55,19 @@ def test_loops_visit_what_is_read_and_compare_only_where_they_must(sizes):
     seen = np.asarray(visible_keys((start_BL, end_BL), length))
     seen = seen.reshape(200, length // sizes.queries, sizes.queries, -1, sizes.keys)
     of_keys, of_queries = _ranges(start_BL, end_BL, sizes)
-    for seen, ranges, exact in (
+    for pairs, ranges, exact in (
         (seen, of_keys, True),
         (seen.transpose(0, 3, 4, 1, 2), of_queries, False),
     ):
-        number = np.arange(seen.shape[3])
+        number = np.arange(pairs.shape[3])
         first, whole, broken, end = np.moveaxis(np.asarray(ranges)[..., None], 2, 0)
         assert (first <= whole).all() and (whole <= broken).all() and (broken <= end).all()
         visited = (first <= number) & (number < end)
-        assert (visited >= seen.any((2, 4))).all()
-        assert visited.sum() <= seen.any((2, 4)).sum() * (1 if exact else 1.05)
+        assert (visited >= pairs.any((2, 4))).all()
+        assert visited.sum() <= pairs.any((2, 4)).sum() * (1 if exact else 1.05)
         plain = (whole <= number) & (number < broken)
-        assert (plain <= seen.all((2, 4))).all()
-        assert plain.sum() >= 0.95 * seen.all((2, 4)).sum() > 0
+        assert (plain <= pairs.all((2, 4))).all()
+        assert plain.sum() >= 0.95 * pairs.all((2, 4)).sum() > 0
 
 
 @pytest.mark.parametrize("shape", [(1, 192, 1, 64), (1, 128, 1, 96), (1, 128, 1, 8)])
