@@ -207,8 +207,7 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
     """
     kind, _, name = spec.partition(":")
     base = open_source(f"tfds:{name}", "train", data_dir)
-    sources = {split: open_source(f"tfds:{name}", split, data_dir) for split in base.info.splits}
-    drawings = [drawing for source in sources.values() for drawing in _drawings(spec, source)]
+    sources, drawings = _read(name, data_dir, base.info.fingerprint)
     found: dict[str, list[Document]] = {}
     for document in VIEWS[kind](drawings):
         if (of := _split(document)) is not None:
@@ -221,12 +220,23 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
     return View(info, split, found[split], sources)
 
 
-def _drawings(spec: str, source: Source) -> Iterator[Drawing]:
+@functools.lru_cache(maxsize=2)  # a run opens its views several times, for seconds each
+def _read(
+    name: str, data_dir: PathLike | None, fingerprint: str
+) -> tuple[dict[str, Source], list[Drawing]]:
+    """The splits of a data set of this fingerprint, and what is drawn in all of them."""
+    del fingerprint  # so that data prepared anew are read anew
+    splits = open_source(f"tfds:{name}", "train", data_dir).info.splits
+    sources = {split: open_source(f"tfds:{name}", split, data_dir) for split in splits}
+    return sources, [drawing for source in sources.values() for drawing in _drawings(source)]
+
+
+def _drawings(source: Source) -> Iterator[Drawing]:
     for index, example in enumerate(source.outlines()):
         if missing := [name for name in _FEATURES if name not in example]:
             raise UserError(
-                f"data.source={spec}: {source.info.name} has no features {', '.join(missing)}; use "
-                "openmoji or noto, whose drawings it is known of what they show"
+                f"data.source: {source.info.name} has no features {', '.join(missing)}, so no view "
+                "can be made of it; use openmoji or noto"
             )
         facts = {name: example[name] for name in _FEATURES}
         yield Drawing(caption=example["text"], split=source.split, index=index, **facts)

@@ -111,5 +111,7 @@ def test_errors(data_dir, tmp_path):
         open_source("series:nowhere", "train", data_dir, needs_image=False)
     features = {"image": tiny_tfds.IMAGE, "text": tiny_tfds.TEXT}
     tiny_tfds.build(tmp_path, "plain", features, [{"image": tiny_tfds.png(9), "text": "a"}])
-    with pytest.raises(UserError, match=r"plain has no features base, concept.*openmoji or noto"):
+    with pytest.raises(
+        UserError, match=r"plain has no features base, concept.*use openmoji or noto"
+    ):
         open_source("edits:plain", "train", tmp_path, needs_image=False)
