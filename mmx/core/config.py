@@ -40,9 +40,19 @@ _COUNTS = {
     "steps", "batch_size", "accum", "log_every", "eval_every", "preview_every", "save_every",
     "keep", "threads", "image_size", "examples", "splits", "max_len", "depth", "width", "heads",
     "mlp", "patch", "channels", "multipliers", "num_codes", "code_dim", "levels", "bits",
-    "latent_dim", "row_len", "max_images",
+    "latent_dim", "row_len",
 }  # fmt: skip
-_NOT_NEGATIVE = {"seed", "shift", "code_width", "lr", "weight_decay", "warmup_steps", "ema", "kl"}
+_NOT_NEGATIVE = {
+    "seed",
+    "shift",
+    "max_images",
+    "code_width",
+    "lr",
+    "weight_decay",
+    "warmup_steps",
+    "ema",
+    "kl",
+}
 
 
 def config_dir() -> Path:

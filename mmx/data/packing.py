@@ -3,7 +3,8 @@
 Contract of the design ("Position"): a packed row is a pure function of its position p. The plan is
 made from the documents' lengths alone, so an epoch has the same number of rows each time and any
 row is found without those before it; which documents of a length fill a place, and the order of
-the rows, are drawn anew from (seed, epoch). Nothing is dropped and nothing is cut here.
+the rows, are drawn anew from (seed, epoch). Nothing is dropped and nothing is cut here: a task cuts
+a text at ``config.text.max_len`` as elsewhere and counts what is left.
 
 What a run needs for it (the loop then takes :func:`open_stream` in place of a plain stream):
   - ``config.data.row_len``, tokens of a row, and ``config.data.max_images``, images of a row;

@@ -73,6 +73,8 @@ def test_an_epoch_holds_each_document_once_and_every_row_fits():
     other_seed = [plan.documents(6, 0, offset) for offset in range(plan.rows)]
     for left, right in ((epochs[0], epochs[1]), (epochs[0], other_seed)):
         assert sum(a == b for a, b in zip(left, right)) < plan.rows / 50
+        shapes = [[sizes[row].tolist() for row in rows] for rows in (left, right)]
+        assert sum(a == b for a, b in zip(*shapes)) < plan.rows / 3 and shapes[0] != shapes[1]
         companions = [{frozenset(row) for row in rows} for rows in (left, right)]
         assert len(companions[0] & companions[1]) < plan.rows / 5  # those of one document alone
 
@@ -238,6 +240,12 @@ def test_what_is_recorded_of_a_mixture(root):
     two = open_mixture(make_config(root).data)
     assert two.info.name == "pairs + words" and two.info.attribution == "CC0\nMIT"
     assert two.info.splits == {"train": 12, "words/train": 40, "words/test": 40}
+    words = open_source("tfds:words", "train", root, needs_image=False)
+    assert [two[i]["text"] for i in (0, 12, 24, 43)] == [
+        *[one[0]["text"]] * 2,
+        words[0]["text"],
+        words[19]["text"],
+    ]
     other = open_mixture(make_config(root, mix=("tfds:pairs train",)).data)
     fingerprints = {info.info.fingerprint for info in (one, two)}
     assert len(fingerprints) == 2 and other.info.fingerprint == one.info.fingerprint
