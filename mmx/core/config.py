@@ -43,16 +43,9 @@ _COUNTS = {
     "latent_dim", "row_len",
 }  # fmt: skip
 _NOT_NEGATIVE = {
-    "seed",
-    "shift",
-    "max_images",
-    "code_width",
-    "lr",
-    "weight_decay",
-    "warmup_steps",
-    "ema",
-    "kl",
-}
+    "seed", "shift", "max_images", "code_width", "lr", "lr_end", "weight_decay", "warmup_steps",
+    "ema", "kl",
+}  # fmt: skip
 
 
 def config_dir() -> Path:

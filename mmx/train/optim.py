@@ -24,9 +24,9 @@ def group_config(config, label: str):
 
 
 def lr_schedule(optim, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then cosine to 0 at ``steps``."""
-    warmup = min(optim.warmup_steps, steps)
-    return optax.warmup_cosine_decay_schedule(0.0, optim.lr, warmup, max(steps, warmup + 1))
+    """Linear warm-up from 0, then cosine to ``lr_end``, 0 where it is not named, at ``steps``."""
+    warmup, end = min(optim.warmup_steps, steps), optim.get("lr_end", 0.0)
+    return optax.warmup_cosine_decay_schedule(0.0, optim.lr, warmup, max(steps, warmup + 1), end)
 
 
 def _factored_decay(step: jax.Array, b2: float) -> jax.Array:

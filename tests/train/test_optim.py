@@ -33,6 +33,9 @@ def test_warm_up_and_cosine():
     got = schedule(jnp.arange(13))
     want = [0.0, 0.5, 1.0, 1.5] + [1 + np.cos(np.pi * n / 8) for n in range(9)]
     np.testing.assert_allclose(got, want, atol=1e-6)
+    ends = optim.lr_schedule(config_of(lr=2.0, lr_end=0.5, warmup_steps=4).optim, 12)
+    want[4:] = [1.25 + 0.75 * np.cos(np.pi * n / 8) for n in range(9)]
+    np.testing.assert_allclose(ends(jnp.arange(13)), want, atol=1e-6)
     # Without warm-up it starts at the top; longer than the run, it never gets there.
     assert float(optim.lr_schedule(config_of(lr=2.0).optim, 12)(0)) == 2.0
     short = optim.lr_schedule(config_of(lr=2.0, warmup_steps=50).optim, 10)
