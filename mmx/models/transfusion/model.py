@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmx.core import tree
 from mmx.core.errors import UserError, choose
+from mmx.core.flops import matmul_flops
 from mmx.core.partition import constrain
 from mmx.models.transfusion.patches import PATCHES, LinearPatches, UNetPatches
 from mmx.nn.decoder import Decoder, Layout
@@ -157,3 +159,29 @@ def patch_places(first_BM: jax.Array, num_patches: int) -> jax.Array:
     """Where the patches of all images lie in their rows: int [B, M * S], L and more for none."""
     at_BMS = first_BM[..., None] + jnp.arange(num_patches)
     return at_BMS.reshape(first_BM.shape[0], -1)
+
+
+def train_flops(model: TransfusionModel, params, row_len: int, images: tuple) -> float:
+    """Of a row's step, three times the forward pass: of each position the weights of one modality
+    and the head, of attention the half that a row of one text reads, and the patches' maps.
+
+    Args:
+      model, params: the network; shapes of its parameters.
+      row_len: L.
+      images: (M, h, w, Z); a place for an image counts as one.
+    """
+    flat = tree.flatten(params)
+    used = lambda path: path.startswith(("decoder/", "head/")) and "/image_" not in path
+    weights = sum(leaf.size for path, leaf in flat.items() if used(path) and "/kernel" in path)
+    decoder, width = model.decoder, model.patches.width
+    attention = 4 * decoder.depth * width * row_len * (row_len + 1) / 2
+
+    def maps(params, z_BMhwZ, t_BM):
+        x_BQD, kept = model.apply({"params": params}, z_BMhwZ, t_BM, method="embed_patches")
+        shape = z_BMhwZ.shape
+        return model.apply({"params": params}, x_BQD, kept, shape, method="predict_patches")
+
+    z = jax.ShapeDtypeStruct((1, *images), jnp.float32)
+    t = jax.ShapeDtypeStruct((1, images[0]), jnp.float32)
+    patches = matmul_flops(maps, params, z, t)
+    return 3.0 * (2 * weights * row_len + attention + patches)

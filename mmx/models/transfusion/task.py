@@ -10,7 +10,6 @@ import numpy as np
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
-from mmx.core.flops import matmul_flops
 from mmx.data.image import fit
 from mmx.data.text import EOS_ID, PAD_ID
 from mmx.models import stages
@@ -28,7 +27,7 @@ from mmx.models.transfusion.generate import (
     finish,
     start,
 )
-from mmx.models.transfusion.model import make_model, patch_places
+from mmx.models.transfusion.model import make_model, patch_places, train_flops
 from mmx.nn.decoder import Layout
 from mmx.ops.diffusion.predictions import PREDICTIONS
 from mmx.ops.diffusion.schedules import SCHEDULES
@@ -210,18 +209,10 @@ class TransfusionTask:
         return text, diffusion, {"tokens": tokens, "images": images}
 
     def train_flops_per_row(self) -> float:
-        """Three times the forward pass of the transformer, its head and the patches' maps."""
-        one = lambda spec: jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype)
-        batch = jax.tree.map(one, self.batch_spec())
-        M = self.config.data.max_images
-        z = jax.ShapeDtypeStruct((1, M, self.grid, self.grid, self.codec.latent_dim), jnp.float32)
-        t = jax.ShapeDtypeStruct((1, M), jnp.float32)
-
-        def forward(params, batch, z, t):
-            return self.losses(params, batch, z, losses.Noised(z, t, z))[:2]
-
+        """See :func:`mmx.models.transfusion.model.train_flops`."""
         params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
-        return 3.0 * matmul_flops(forward, params, batch, z, t)
+        images = (self.config.data.max_images, self.grid, self.grid, self.codec.latent_dim)
+        return train_flops(self.model, params, self.config.data.row_len, images)
 
     # Sampling
 
