@@ -19,6 +19,7 @@ GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "configs"
 NAMES = list(configs.list_configs())
 SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", ":tiny")]
 SPECS += [f"vqgan/muse256:{arg}" for arg in ("fsq", "lfq", "tiny,fsq", "tiny,lfq")]
+SPECS += [f"transfusion/b16:{arg}" for arg in ("unet", "tiny,unet")]
 # muse config -> the tokenizer config it is trained on
 CODECS = {
     "muse/openmoji32": "vqgan/openmoji32",
@@ -49,6 +50,8 @@ def test_no_text_is_pinned_of_a_config_that_is_gone():
 # Of a paper's sizes; the others are ours.
 PAPERS = [name for name in NAMES if "openmoji" not in name and "scenes" not in name]
 LATENTS = {"transfusion/openmoji32": "vqgan/openmoji32_kl"}
+SIZES = ("b16", "l37", "xl76", "b1400", "b7000")  # Transfusion's
+LATENTS |= {f"transfusion/{size}": "vqgan/transfusion256_kl" for size in SIZES}
 ARXIV = {
     "clip": ("2103.00020", "2303.15343"),
     "muse": ("2301.00704",),
@@ -124,6 +127,44 @@ def test_the_papers_numbers_of_transfusions_autoencoder():
     assert tree.num_params(params) == pytest.approx(86e6, rel=0.03)
 
 
+def test_the_papers_numbers_of_transfusion():
+    """arXiv 2408.11039 sec. 4.1 to 4.3; the hidden widths of the MLPs are Llama's ratio."""
+    from mmx.models.registry import make_task
+
+    shapes = {
+        "b16": (16, 768, 12, 2048, 0.16),
+        "l37": (24, 1024, 16, 2816, 0.37),
+        "xl76": (24, 1536, 24, 4096, 0.76),
+        "b1400": (24, 2048, 16, 5632, 1.4),
+        "b7000": (32, 4096, 32, 11008, 7),
+    }
+    tiny, counts = set(), {}
+    for size, (*shape, billions) in shapes.items():
+        c = configs.load_config(f"transfusion/{size}")
+        m, o, of = c.model, c.optim, c.loss
+        assert [m.depth, m.width, m.heads, m.mlp] == shape and m.patch == 2
+        assert c.batch_size * c.data.row_len == 2**21 and c.steps == 250_000
+        assert (o.name, o.lr, o.lr_end, o.b1, o.b2) == ("adamw", 3e-4, 1.5e-5, 0.9, 0.95)
+        assert (o.weight_decay, o.warmup_steps, o.clip_norm, o.accum) == (0.1, 4000, 1.0, 1)
+        assert (of.diffusion, of.image_first, of.noise_limit) == (5, 0.2, 0.5)
+        assert sorted(c.diffusion.values()) == ["cosine", "eps", "eps", "uniform"]
+        assert (c.sample.steps, c.sample.solver, c.sample.guidance) == (250, "ddpm", 5)
+        task = make_task(c, None, abstract=True)
+        assert (task.grid, task.codec.latent_dim, task.patches) == (32, 8, 256)
+        counts[size] = tree.num_params(jax.eval_shape(task.init, jax.random.key(0))[0])
+        assert counts[size] / 1e9 == pytest.approx(billions, rel=0.05)
+        tiny.add(configs.to_text(configs.load_config(f"transfusion/{size}:tiny")))
+    assert len(tiny) == 1  # so one of them is trained below
+    # 6 a weight in a product and token; half of attention; both maps of 12 images' patches.
+    L, D, F, images = 4096, 4096, 11008, 12 * 256
+    layer = L * (4 * D**2 + 3 * D * F) + L * (L + 1) * D
+    maps = images * 2 * 32 * D + 12 * 256 * 32
+    assert task.train_flops_per_row() == 6 * (32 * layer + L * D * 32_128 + maps)
+    unet = make_task(configs.load_config("transfusion/b16:unet"), None, abstract=True)
+    more = tree.num_params(jax.eval_shape(unet.init, jax.random.key(0))[0]) - counts["b16"]
+    assert more == pytest.approx(0.27e9, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("name", "paper", "share"), [("base_3b", 3.26e9, 0.01), ("base_632m", 632e6, 0.02)]
 )
@@ -190,13 +231,19 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
 # cli/test_clip.py.
 LONGER = ("vqgan/muse256", "vqgan/muse512", "clip/openmoji64")
 LONGER += ("vqgan/openmoji32_kl", "vqgan/transfusion256_kl")
+# The same text in their tiny forms as transfusion/b16, which trains with the U-Net here.
+LONGER += tuple(f"transfusion/{size}" for size in SIZES)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LONGER])
-def test_the_tiny_form_trains(build, name):
+@pytest.mark.parametrize(
+    "spec",
+    [f"{name}:tiny" for name in NAMES if name not in LONGER] + ["transfusion/b16:tiny,unet"],
+)
+def test_the_tiny_form_trains(build, spec):
+    name = spec.partition(":")[0]
     codec = (CODECS | LATENTS).get(name)
     kwargs = {"codec": f"{codec}:tiny"} if codec else {}
-    task = getattr(build, name.partition("/")[0])(f"{name}:tiny", **kwargs)
+    task = getattr(build, name.partition("/")[0])(spec, **kwargs)
     state, update = build.trainer(task)
     batch = build.rows(task, task.config.batch_size)
     before = state.params
@@ -219,12 +266,13 @@ def test_the_tiny_form_is_the_whole_only_smaller(name):
         assert configs.flat_items(whole).get(kind) == configs.flat_items(tiny).get(kind)
 
 
-@pytest.mark.parametrize(("muse", "vqgan"), list(CODECS.items()))
-def test_whole_configs_fit_together(muse, vqgan):
+@pytest.mark.parametrize(("name", "vqgan"), list((CODECS | LATENTS).items()))
+def test_whole_configs_fit_together(name, vqgan):
     from mmx.models.registry import make_codec
 
-    m = configs.load_config(muse)
+    m = configs.load_config(name)
     codec = make_codec(configs.load_config(vqgan))
+    assert m.codec.config == vqgan
     assert codec.grid(m.data.image_size) % m.model.patch == 0
     assert m.data.image_size == configs.load_config(vqgan).data.image_size
 
