@@ -26,6 +26,7 @@ ROWS = [
     ("muse/base_3b", "v4:8x8x8", 1),
     ("muse/base_632m", "v5e:4x4", 2),
     ("clip/vit_l14", "v5e:16x16", 16),
+    ("transfusion/b7000", "v5p:4x4x4", 1),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
