@@ -14,6 +14,10 @@ from mmx.nn.decoder import Decoder, DecoderBlock, Layout
 from mmx.nn.spans import visible_keys
 
 
+# Finite: a place of padding reads nothing, and a NaN there would reach whoever weighs it by 0.
+_NEVER = -1e30
+
+
 class Cache(NamedTuple):
     """Keys and values of the first ``length_B`` positions of each row; beyond that, anything.
 
@@ -84,12 +88,12 @@ def attend_cached(q_BTNK, own, bounds, before) -> jax.Array:
     q_BNTK = q_BTNK.swapaxes(1, 2)
     score = lambda k: jnp.einsum("bntk,bnmk->bntm", q_BNTK, k, preferred_element_type=jnp.float32)
     keys, values = own
-    scores = [jnp.where(visible_keys(bounds, keys.shape[2])[:, None], score(keys), -jnp.inf)]
+    scores = [jnp.where(visible_keys(bounds, keys.shape[2])[:, None], score(keys), _NEVER)]
     all_values = [values]
     if before is not None:
         keys, values, length_B = before
         known_BM = jnp.arange(keys.shape[2]) < length_B[:, None]
-        scores.append(jnp.where(known_BM[:, None, None], score(keys), -jnp.inf))
+        scores.append(jnp.where(known_BM[:, None, None], score(keys), _NEVER))
         all_values.append(values)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BTNK.dtype)
     split = jnp.split(weights, [scores[0].shape[-1]], axis=-1)
