@@ -54,7 +54,7 @@ def get_config(arg=""):
     c.diffusion = dict(
         schedule="rectified_flow",
         prediction="x0",
-        weighting="min_snr_5",
+        weighting="velocity_cap_16",
         times="logit_normal",
     )
     c.loss = dict(diffusion=1.0, chunk=128, image_first=0.2, noise_limit=0.5, drop=0.1)

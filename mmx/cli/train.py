@@ -13,6 +13,7 @@ from mmx.core.run_dir import (
     check_data,
     check_same,
     check_workdir,
+    copy_tokenizer,
     keeps_stages,
     open_or_create,
     parse_run,
@@ -120,6 +121,8 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, pr
             )
         else:
             check_same(workdir, config, data)
+        if is_host_0 and init_from:
+            _take_tokenizer(workdir, config, init_from)
         task = make_task(config, workdir)
     try:
         loop.train(task, config, workdir, init_from, clock, profile)
@@ -134,6 +137,15 @@ def _train(config, workdir: RunDir, data: dict, init_from: str | None, clock, pr
     if is_host_0:
         print(f"{workdir.path}: trained to step {config.steps}")
     return 0
+
+
+def _take_tokenizer(workdir: RunDir, config, init_from: str) -> None:
+    """Weights that are taken over read the ids that they learned, whatever data comes now."""
+    if workdir.tokenizer_file.is_file() or workdir.steps():
+        return
+    earlier, _ = parse_run(init_from)
+    if earlier.config().family == config.family and earlier.tokenizer_file.is_file():
+        copy_tokenizer(workdir, earlier.tokenizer_file)
 
 
 def resolve(spec: str, overrides: list[str]):

@@ -13,7 +13,6 @@ from mmx.core.partition import constrain
 from mmx.nn.decoder import Decoder, DecoderBlock, Layout
 from mmx.nn.spans import visible_keys
 
-
 # Finite: a place of padding reads nothing, and a NaN there would reach whoever weighs it by 0.
 _NEVER = -1e30
 

@@ -180,7 +180,9 @@ def test_the_losses_start_where_they_should():
     assert abs(text - np.log(task.markers.count)) < 0.8
     # The first guess is 0: the error of x0 is x0, of variance 1.
     learned = batch["noise_limit"] > 0
-    weight = np.asarray(losses.loss_weight("min_snr_5", "x0", task.process.schedule, at.t))
+    weight = np.asarray(
+        losses.loss_weight(task.process.weighting, "x0", task.process.schedule, at.t)
+    )
     expected = (weight * np.square(x).mean((2, 3, 4)))[learned].mean()
     np.testing.assert_allclose(diffusion, expected, rtol=1e-5)
 

@@ -29,11 +29,11 @@ from mmx.models.transfusion.generate import (
 )
 from mmx.models.transfusion.model import make_model, patch_places, train_flops
 from mmx.nn.decoder import Layout
-from mmx.ops.diffusion.predictions import PREDICTIONS
+from mmx.ops.diffusion.predictions import check
 from mmx.ops.diffusion.schedules import SCHEDULES
 from mmx.ops.diffusion.times import TIMES
 from mmx.ops.diffusion.weightings import WEIGHTINGS
-from mmx.ops.spans import bounds_of
+from mmx.ops.spans import bounds_of, check_spans
 from mmx.ops.token_loss import chunked_cross_entropy
 from mmx.train.sharding import jit_sharded, place, replicated
 
@@ -67,10 +67,10 @@ class TransfusionTask:
                 "codec",
                 config.codec.run,
                 drop=("params/discriminator", "extra/lecam"),
-                accept=lambda codec: _continuous(codec).grid(config.data.image_size),
+                accept=lambda codec: make_codec(codec, "latents").grid(config.data.image_size),
             )
             codec = stages.load_config(self._codec_folder)
-        self.codec = _continuous(codec)
+        self.codec = make_codec(codec, "latents")
         self.grid = self.codec.grid(config.data.image_size)
         self.patches = (self.grid // m.patch) ** 2
         self.tokenizer = None if abstract else own_tokenizer(config, run)
@@ -107,7 +107,9 @@ class TransfusionTask:
 
     def transform(self, examples: list[dict], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Documents of one row -> :func:`mmx.models.transfusion.rows.pack`."""
-        return rows.pack(examples, self.rules, rng)
+        row = rows.pack(examples, self.rules, rng)
+        check_spans(row["document"][None], row["image"][None], self.patches)
+        return row
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
@@ -357,9 +359,11 @@ def _check_rows(config, patches: int) -> None:
 
 
 def _process(of) -> losses.Process:
+    schedule = choose("config.diffusion.schedule", SCHEDULES, of.schedule)
+    check(schedule, of.prediction, "config.diffusion.prediction")
     return losses.Process(
-        choose("config.diffusion.schedule", SCHEDULES, of.schedule),
-        _name("config.diffusion.prediction", PREDICTIONS, of.prediction),
+        schedule,
+        of.prediction,
         _name("config.diffusion.weighting", WEIGHTINGS, of.weighting),
         _name("config.diffusion.times", TIMES, of.times),
     )
@@ -368,14 +372,3 @@ def _process(of) -> losses.Process:
 def _name(field: str, table, name: str) -> str:
     choose(field, table, name)
     return name
-
-
-def _continuous(config):
-    """The codec of a config. Raises UserError: its codes are no continuous latents."""
-    codec = make_codec(config)
-    if not hasattr(codec, "latent_dim"):
-        raise UserError(
-            "config.codec: Transfusion diffuses continuous latents, and this tokenizer has codes; "
-            "name a run of a config with a KL bottleneck, such as vqgan/openmoji32_kl"
-        )
-    return codec
