@@ -15,8 +15,9 @@ MAX_LINES = {"mmx/train/loop.py": 199}
 MAX_LINES_ELSEWHERE = 399
 
 # Layer -> the layers it may import besides itself. "family" is one family's model, loss, sample
-# and what else it splits off; "task" is its task.py and report.py, which put it to work; "models"
-# is mmx/models/*.py, all that the verbs may know of families.
+# and what else it splits off; "task" is its task.py, report.py and validation.py, which put it to
+# work; "models" is mmx/models/*.py, all that the verbs may know of families.
+_TASK = ("task.py", "report.py", "validation.py")
 _GROUND = {"core", "nn", "ops", "data"}
 MAY_IMPORT = {
     "core": set(),
@@ -55,7 +56,7 @@ def layer(path: str) -> str:
         return parts[1]
     if len(parts) == 3:
         return "protocols" if parts[2] in ("protocols.py", "__init__.py") else "models"
-    return "task" if parts[3] in ("task.py", "report.py") else "family"
+    return "task" if parts[3] in _TASK else "family"
 
 
 def family(path: str) -> str | None:

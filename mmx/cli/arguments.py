@@ -90,15 +90,39 @@ def check_prompts(run_dir: RunDir, prompts: list[str], negative: str = "") -> No
             f"{run_dir.path}: a run of the family {config.family!r}, which draws nothing from "
             "prompts; name a run that learned from captions"
         )
+    if config.data.get("max_images") == 0:
+        raise UserError(
+            f"{run_dir.path}: config.data.max_images=0, so it learned from texts alone and draws "
+            "nothing"
+        )
     from mmx.data.text import Tokenizer
 
     tokenizer = Tokenizer.load(run_dir.tokenizer_file)
-    tokenizer.encode(prompts, config.text.max_len, strict=True)
+    # A text that is part of a packed row has no end of its own.
+    room = config.text.max_len + ("row_len" in config.data)
+    tokenizer.encode(prompts, room, strict=True)
     if negative:
         try:
-            tokenizer.encode([negative], config.text.max_len, strict=True)
+            tokenizer.encode([negative], room, strict=True)
         except UserError as error:
             raise UserError(f"--negative: {error}") from error
+
+
+def read_image(file: str | os.PathLike):
+    """uint8 [H, W, 3] of a PNG, JPEG or WebP file of any size and mode.
+
+    Raises:
+      UserError: no such file, or no image.
+    """
+    from mmx.data.image import ImageError, decode
+
+    where = storage.path(file)
+    try:
+        return decode(storage.read_bytes(where))
+    except ImageError as error:
+        raise UserError(f"{where}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror or 'no such image'}") from error
 
 
 def profiled_steps(spec: str, steps: int) -> range:

@@ -39,7 +39,8 @@ class Judge:
         self._told = False
         self._scorer: tuple[RunDir, int] | None = None
         self._absent: dict[str, list[str]] = {}  # what to type or to mend -> metrics
-        metrics.check_config(self.names, scorer, _teachers(run_dir, config))
+        teachers = _teachers(run_dir, config)
+        metrics.check_config(self.names, scorer, teachers, registry.writes(config))
         if any(map(metrics.needs_scorer, self.names)):
             try:
                 clip, step = parse_run(scorer)

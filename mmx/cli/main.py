@@ -17,6 +17,8 @@ examples:
   mmx train --config vqgan/openmoji32 --workdir runs/vqgan
   mmx train --config muse/openmoji32 --config.codec.run=runs/vqgan --workdir runs/muse
   mmx sample runs/muse "red heart" -n 4 --out heart.png
+  mmx caption runs/transfusion heart.png
+  mmx edit runs/edits heart.png "make it blue"
   mmx evaluate runs/muse
   mmx compare runs/muse runs/muse2
   mmx configs
@@ -45,8 +47,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from mmx.cli import (
+        caption,
         compare,
         configs,
+        edit,
         evaluate,
         import_,
         preflight,
@@ -62,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    verb_modules = (prepare, import_, preflight, train, sample, rerank, evaluate, compare, configs)
-    for module in verb_modules:
+    making = prepare, import_, preflight, train
+    using = sample, edit, caption, rerank, evaluate, compare, configs
+    for module in (*making, *using):
         name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(
             name,

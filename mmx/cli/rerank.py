@@ -58,7 +58,9 @@ def run(args) -> int:
     ranked = []
     for number, prompt in enumerate(prompts):
         files = by_prompt[prompt]
-        order, cosine = rerank(embedder.images([_image(f) for f in files]), text_PE[number])
+        order, cosine = rerank(
+            embedder.images([arguments.read_image(f) for f in files]), text_PE[number]
+        )
         best = [(files[i], float(c)) for i, c in zip(order, cosine)][: args.best]
         ranked.append({"prompt": prompt, "pictures": best})
         progress.update(number + 1)
@@ -114,15 +116,6 @@ def _prompt_of(file) -> str:
     return info["prompt"]
 
 
-def _image(file):
-    from mmx.data.image import ImageError, decode
-
-    try:
-        return decode(storage.read_bytes(file))
-    except ImageError as error:
-        raise UserError(f"{file}: {error}") from error
-
-
 def _save_sheet(out, ranked: list[dict], run: str) -> None:
     import numpy as np
 
@@ -131,9 +124,9 @@ def _save_sheet(out, ranked: list[dict], run: str) -> None:
     from mmx.eval.png import save_picture
 
     sections = []
-    size = min(len(_image(ranked[0]["pictures"][0][0])), 256)
+    size = min(len(arguments.read_image(ranked[0]["pictures"][0][0])), 256)
     for one in ranked:
-        images = np.stack([fit(_image(file), size) for file, _ in one["pictures"]])
+        images = np.stack([fit(arguments.read_image(file), size) for file, _ in one["pictures"]])
         sections.append(Section(images, [f"{c:.3f}" for _, c in one["pictures"]], one["prompt"]))
     picture = draw_grid(sections, title="the best first", subtitle=f"cosine by {run}")
     save_picture(out, picture, {"run": run, "prompts": [one["prompt"] for one in ranked]})

@@ -80,10 +80,10 @@ class Run:
         return to_uint8(out["image"])
 
     def draw(self, prompts, negative, options, seed, first_index=0, batch_size=32) -> dict:
-        """:meth:`sample` with codes and the trace of the steps.
+        """:meth:`sample` with all that the sampler gives, see `DrawingTask.sampler`.
 
         Returns:
-          {"image": float32 [n, H, W, 3], "codes": int32 [n, S], "trace": int32 [n, R, S]}.
+          {"image": float32 [n, H, W, 3], and what else there is, [n, ...]}.
         """
         parts = list(self.draw_batches(prompts, negative, options, seed, first_index, batch_size))
         return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -97,18 +97,66 @@ class Run:
           Interrupted: between two batches, where `mmx.core.preemption` watches.
         """
         batch = self.task.prompts(prompts, negative, first_index)
+        yield from self._batches(batch, options, seed, batch_size)
+
+    def generate(
+        self,
+        documents: list[list],
+        draw: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+        **options,
+    ) -> list[list]:
+        """Go on with documents of texts and images, by texts and images.
+
+        Args:
+          documents: parts of each, in order: texts, and images uint8 [H, W, 3] of any size (the
+            middle square is taken, as in training).
+          draw: each goes on with an image; else with what the model chooses.
+          seed, first_index: as of :meth:`sample`.
+          options: of the family's sampling options, the run's own where not given: ``images=0`` to
+            write alone, ``images=3`` for up to three images and the texts between them.
+
+        Returns:
+          Of each document the parts that follow: texts, and images uint8 [H, W, 3].
+
+        Raises:
+          UserError: as :meth:`sample`; a run of a family that reads no images.
+        """
+        from mmx.models.registry import check_writes
+
+        check_writes(self.config, f"{self.dir.path}")
+        if not documents or any(isinstance(parts, str) for parts in documents):
+            raise UserError(
+                'generate takes a list of documents, each a list of parts: [["red heart"]]'
+            )
+        batches = self.generate_batches(documents, draw, self.options(**options), seed, first_index)
+        return [parts for batch in batches for parts in batch]
+
+    def generate_batches(
+        self, documents, draw, options, seed, first_index=0, batch_size=32
+    ) -> Iterator[list[list]]:
+        """:meth:`generate` in batches, each as soon as it is done. Raises Interrupted, as above."""
+        from mmx.eval.images import to_uint8
+
+        shown = lambda part: part if isinstance(part, str) else to_uint8(part)
+        batch = self.task.prompt_rows(documents, draw, first_index)
+        for out in self._batches(batch, options, seed, batch_size):
+            rows = [{k: v[i] for k, v in out.items()} for i in range(len(out["tokens"]))]
+            yield [[shown(part) for part in self.task.parts(row)] for row in rows]
+
+    def _batches(self, batch: dict, options, seed: int, batch_size: int) -> Iterator[dict]:
         key = jax.device_put(rngs.base_key(seed), replicated(self.mesh))
         sampler = self.task.sampler(self.mesh, options)
-        size = min(batch_size, len(prompts))
-        for start in range(0, len(prompts), size):
+        count = len(batch["index"])
+        size = min(batch_size, count)
+        for start in range(0, count, size):
             preemption.check()
             part = {k: v[start : start + size] for k, v in batch.items()}
             real = len(part["index"])
             part = {k: _pad(v, size) for k, v in part.items()}
             out = sampler(self.params, self.extra, self.frozen, part, key)
-            out = jax.tree.map(np.asarray, out)
-            out["trace"] = out["trace"].swapaxes(0, 1)
-            yield jax.tree.map(lambda x, real=real: x[:real], out)
+            yield jax.tree.map(lambda x, real=real: np.asarray(x)[:real], out)
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:

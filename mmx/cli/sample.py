@@ -4,7 +4,7 @@ import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mmx.cli import arguments
+from mmx.cli import arguments, drawings
 from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
@@ -31,18 +31,7 @@ def add_arguments(parser):
     parser.add_argument("prompt", nargs="?", metavar="PROMPT")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line; --out is a folder")
     parser.add_argument("--negative", default="", help="what to keep away from")
-    parser.add_argument(
-        "--guidance",
-        type=arguments.scale,
-        help="t in (1+t) cond - t uncond, at the last step (default: the run's own)",
-    )
-    parser.add_argument(
-        "--steps", type=arguments.count, help="decoding steps (default: the run's own)"
-    )
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
-    parser.add_argument(
-        "-n", type=arguments.count, default=1, help="pictures of each prompt (default 1)"
-    )
+    drawings.add_arguments(parser)
     parser.add_argument(
         "--out", metavar="PATH", help="a .png, or with --prompts a folder (default: RUN/samples/)"
     )
@@ -82,7 +71,7 @@ def run(args) -> int:
                     if args.prompts:
                         i = len(files)
                         info = record | {"prompt": texts[i], "index": i}
-                        files.append(_save(out / f"{i:05d}.png", image, info))
+                        files.append(drawings.save(out / f"{i:05d}.png", image, info))
                     else:
                         images.append(image)
                 progress.update(len(images) + len(files))
@@ -93,35 +82,12 @@ def run(args) -> int:
     if args.prompts:
         print(f"{len(files)} pictures in {out}")
     elif images:
-        print(_save_grid(out, images, texts[:drawn], record))
+        print(drawings.save_grid(out, images, texts[:drawn], record))
     if stopped:
         raise preemption.Preempted(
             f"stopped after {drawn} of {len(texts)} pictures, which are kept"
         )
     return 0
-
-
-def _save(path: "Path", image, record: dict) -> "Path":
-    from mmx.eval.png import save_image
-
-    try:
-        return save_image(path, image, record)
-    except OSError as error:
-        raise UserError(f"{path}: not written ({error.strerror})") from error
-
-
-def _save_grid(path: "Path", images, texts, record: dict) -> "Path":
-    """One picture as it is; several as a captioned grid."""
-    import numpy as np
-
-    from mmx.eval.grid import Section, draw_grid
-
-    record |= {"prompt": texts[0], "count": len(texts)}
-    image = images[0]
-    if len(images) > 1:
-        grid = draw_grid([Section(np.stack(images), texts)], attribution=record["attribution"])
-        image = np.asarray(grid)
-    return _save(path, image, record)
 
 
 def _prompts(args) -> list[str]:
@@ -138,12 +104,4 @@ def _out(args, run_dir: RunDir, step: int) -> "Path":
         out = storage.path(args.out) if args.out else run_dir.samples
         arguments.check_writable(f"--out={out}", out)
         return out
-    out = run_dir.samples / f"step{step}-seed{args.seed}.png"
-    if args.out:
-        out = storage.path(args.out)
-        if out.suffix.lower() != ".png":
-            raise UserError(f"--out={out}: pictures are PNG, so the name has to end in .png")
-        if out.is_dir():
-            raise UserError(f"--out={out}: a folder is there; name a file")
-    arguments.check_writable(f"--out={out}", out.parent)
-    return out
+    return drawings.png_file(args.out, run_dir.samples / f"step{step}-seed{args.seed}.png")

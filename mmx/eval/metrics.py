@@ -212,14 +212,14 @@ class RowMetric(NamedTuple):
       needs: what that reads of a batch.
       file: of weights that it needs; "" for none.
       embedder: does it need an image-text model?
-      lacks: why no report can compute it; "" where one can.
+      writes: is it of texts that a run writes or rates?
     """
 
     make: Callable[[_Given], Evaluator]
     needs: tuple[str, ...]
     file: str = ""
     embedder: bool = False
-    lacks: str = ""
+    writes: bool = False
 
 
 ROW_METRICS: dict[str, RowMetric] = {
@@ -229,15 +229,9 @@ ROW_METRICS: dict[str, RowMetric] = {
     "clip_score": RowMetric(_clip_score, ("text", "image", "real"), embedder=True),
     "cmmd": RowMetric(_cmmd, ("image", "real", "reference"), embedder=True),
     "captions": RowMetric(
-        lambda given: captions.evaluator(),
-        ("caption", "references"),
-        lacks="it scores captions that a run writes, and no family of mmx writes any yet",
+        lambda given: captions.evaluator(), ("caption", "references"), writes=True
     ),
-    "perplexity": RowMetric(
-        _perplexity,
-        ("nll", "tokens"),
-        lacks="it scores a language model, and no family of mmx is one yet",
-    ),
+    "perplexity": RowMetric(_perplexity, ("nll", "tokens"), writes=True),
 }
 
 METRICS = (*SET_METRICS, *ROW_METRICS)
@@ -276,25 +270,27 @@ def check_names(names: Sequence[str]) -> None:
         choose("config.eval.metrics", dict.fromkeys(METRICS), name)
 
 
-def check_config(names: Sequence[str], scorer: str = "", teachers: Sequence[str] = ()) -> None:
+def check_config(
+    names: Sequence[str], scorer: str = "", teachers: Sequence[str] = (), writes: bool = False
+) -> None:
     """Whether a report can compute what a config names, as far as the config tells.
 
     Args:
       names: ``config.eval.metrics``.
       scorer: ``config.eval.scorer``.
       teachers: files of weights that taught the run or its tokenizer.
+      writes: does the run write texts?
 
     Raises:
-      UserError: a name that is not of `METRICS`; one of texts, which no report has; one that needs
+      UserError: a name that is not of `METRICS`; one of texts, and none is written; one that needs
         an image-text model, and none is named; one of a network that taught.
     """
     check_names(names)
     for name in names:
         given, metric = f"config.eval.metrics={name!r}", ROW_METRICS.get(name)
-        if metric and metric.lacks:
+        if metric and metric.writes and not writes:
             raise UserError(
-                f"{given}: {metric.lacks}; leave it out here and compute it in Python "
-                "(mmx.eval.metrics.make)"
+                f"{given}: it scores texts that a run writes, and a run of this family writes none"
             )
         if needs_scorer(name) and not scorer:
             raise UserError(

@@ -201,7 +201,7 @@ def report(
             # The first ones of the split: `read` takes no more.
             of = f"nearest_of_{len(training)}_training_images"
             out |= {k.replace("nearest_training_image", of): score for k, score in near.items()}
-    return out, [*sections, decoding], rows
+    return out, sections + decoding, rows
 
 
 def measured(model: Model, examples: Sequence[dict[str, Any]], seed: int) -> Iterator[Batch]:

@@ -26,20 +26,21 @@ class Model:
     """What is scored.
 
     Attributes:
-      draw: captions, seed -> {"image": float [n, H, W, 3], "codes": [n, S], "trace": [n, R, S]}.
-      reconstruct: uint8 [n, H, W, 3] -> (float [n, H, W, 3], codes int [n, S]).
-      decode: codes [n, S] -> float [n, H, W, 3].
+      draw: captions, seed -> {"image": float [n, H, W, 3]}, and of codes "codes": [n, S], "trace":
+        [n, R, S].
+      reconstruct: uint8 [n, H, W, 3] -> (float [n, H, W, 3], codes int [n, S], or None).
+      batch_size: rows that a split is read and reconstructed by.
+      decode: codes [n, S] -> float [n, H, W, 3]; None where the codec has no codes.
       num_codes: of the codec; a code of that value is hidden.
       grid: codes along one side.
-      batch_size: rows that a split is read and reconstructed by.
     """
 
     draw: Callable[[Sequence[str], int], dict[str, np.ndarray]]
-    reconstruct: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    decode: Callable[[np.ndarray], np.ndarray]
-    num_codes: int
-    grid: int
+    reconstruct: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     batch_size: int
+    decode: Callable[[np.ndarray], np.ndarray] | None = None
+    num_codes: int = 0
+    grid: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Seen:
       records: the examples without their images.
       small: float32 [n, 32, 32, 3] in [-1, 1], the images at the size of `retrieval`'s distance.
       psnr: [n] of the codec and
-      codes: int [n, S]; both empty for a split that did not go through the codec.
+      codes: int [n, S]; both empty for a split that did not go through the codec, and the codes
+        where it has none.
     """
 
     records: list[dict[str, Any]]
@@ -114,10 +116,10 @@ def report(
     for name, split in seen.items():
         if name == HELD_OUT:
             continue
-        untoned = _untoned(split.records)
+        asked_for = untoned(split.records)
         if name == "train":  # where the training images stand in the gallery
-            train, first = untoned, sum(map(len, gallery))
-        gallery.append(split.small[untoned])
+            train, first = asked_for, sum(map(len, gallery))
+        gallery.append(split.small[asked_for])
     asked = ask(train, seed)
     captions = [seen["train"].records[i]["text"] for i in asked.true]
     drawn, scores["not_finite"] = draw(model, captions, seed)
@@ -140,7 +142,7 @@ def report(
         more, section = held_out_tones(model, splits[HELD_OUT], seen, seed)
         scores |= more
         sections.append(section)
-    sections.append(decoding_row(model, drawn, captions, int(show[0])))
+    sections += decoding_row(model, drawn, captions, int(show[0]))
     image = drawn["image"]
     return scores, sections, lambda: batches(model, splits["train"], asked, image)
 
@@ -153,12 +155,12 @@ def measured(model: Model, examples: Sequence[dict[str, Any]], seed: int) -> Ite
       examples: of the split "train".
       seed: as of the report.
     """
-    asked = ask(_untoned(examples), seed)
+    asked = ask(untoned(examples), seed)
     drawn, _ = draw(model, [examples[int(i)]["text"] for i in asked.true], seed)
     return batches(model, examples, asked, drawn["image"])
 
 
-def _untoned(records: Sequence[dict[str, Any]]) -> np.ndarray:
+def untoned(records: Sequence[dict[str, Any]]) -> np.ndarray:
     """int [k]: the examples that are asked for, all where the data has no tones."""
     return np.array([i for i, record in enumerate(records) if record.get("untoned", True)], int)
 
@@ -230,7 +232,7 @@ def read(model: Model, examples: Sequence[dict[str, Any]], through_codec: bool) 
         if through_codec:
             recon, ids = model.reconstruct(image_u8)
             psnr.append(image_scores.psnr(image_u8, recon))
-            codes.append(ids)
+            codes += [] if ids is None else [ids]
     if not small:
         small.append(np.zeros((0, retrieval.SIZE, retrieval.SIZE, 3), np.float32))
     return Seen(records, np.concatenate(small), np.concatenate(psnr), np.concatenate(codes))
@@ -242,13 +244,13 @@ def reconstruct(model: Model, examples: Sequence[dict[str, Any]], which) -> np.n
 
 
 def codec_scores(seen: dict[str, Seen], num_codes: int) -> dict[str, Any]:
-    """PSNR of the codec on each split, and its codebook use on the training split."""
+    """PSNR of the codec on each split, and where it has codes their use on the training split."""
     scores: dict[str, Any] = {}
     for split in CODEC_SPLITS:
         if split not in seen or not seen[split].records:
             continue
         scores[f"tokenizer/psnr_{split}"] = stats.mean(seen[split].psnr)
-        if split == "train":
+        if split == "train" and num_codes:
             use, perplexity = image_scores.codebook_use(seen[split].codes, num_codes)
             scores["tokenizer/codebook_use"] = use
             scores["tokenizer/codebook_perplexity"] = perplexity
@@ -282,17 +284,22 @@ def held_out_tones(
     return {f"held_out/{name}": value for name, value in scores.items()}, section
 
 
-def decoding_row(model: Model, drawn: dict, captions: Sequence[str], which: int) -> Section:
-    """One prompt from all hidden to done, in as many frames as the picture has columns."""
+def decoding_row(model: Model, drawn: dict, captions: Sequence[str], which: int) -> list[Section]:
+    """One prompt from all hidden to done, in as many frames as the picture has columns; of a model
+    without codes, nothing."""
+    if model.decode is None:
+        return []
     trace_RS = drawn["trace"][which]
     hidden = np.full_like(trace_RS[:1], model.num_codes)
     frames_RS = np.concatenate([hidden, trace_RS])
     is_masked_RS = frames_RS == model.num_codes
     # Hidden codes have no picture of their own; they are covered by the grid's grey.
     image = model.decode(np.where(is_masked_RS, drawn["codes"][which], frames_RS))
-    return decoding_section(
-        image_scores.to_uint8(image_scores.finite(image)),
-        captions[which],
-        COLUMNS,
-        is_masked_RS.reshape(-1, model.grid, model.grid),
-    )
+    return [
+        decoding_section(
+            image_scores.to_uint8(image_scores.finite(image)),
+            captions[which],
+            COLUMNS,
+            is_masked_RS.reshape(-1, model.grid, model.grid),
+        )
+    ]

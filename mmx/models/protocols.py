@@ -30,7 +30,13 @@ class OpenRun(Protocol):
     def draw_batches(
         self, prompts: list[str], negative: str, options: Any, seed: int, *, batch_size: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """{"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [B, R, S]}."""
+        """What :meth:`DrawingTask.sampler` gives, on the host."""
+        ...
+
+    def generate_batches(
+        self, documents: list[list], draw: bool, options: Any, seed: int, *, batch_size: int
+    ) -> Iterator[list[list]]:
+        """Of a :class:`WritingTask`: the parts that follow each document, images as uint8."""
         ...
 
 
@@ -125,7 +131,35 @@ class DrawingTask(MeasuredTask, Protocol):
         ...
 
     def sampler(self, mesh: Any, options: Any):
-        """``(params, extra, frozen, prompt batch, key) -> image, codes, trace [R, B, S]``."""
+        """``(params, extra, frozen, prompt batch, key) -> {name: array, its rows first}``.
+
+        "image" float32 [B, H, W, 3] is always among them; where codes are drawn "codes" int32
+        [B, S], and "trace" int32 [B, R, S], what they were after each step.
+        """
+        ...
+
+
+class WritingTask(DrawingTask, Protocol):
+    """A task whose runs go on with documents of texts and images, by texts and images."""
+
+    def prompt_rows(
+        self, documents: list[list], draw: bool, first_index: int
+    ) -> dict[str, np.ndarray]:
+        """A prompt batch.
+
+        Args:
+          documents: parts of each: texts, and images uint8 [H, W, 3] of any size.
+          draw: each goes on with an image.
+          first_index: which sample the first is.
+
+        Raises:
+          UserError: a part that is neither, a text that is empty or too long, more parts or images
+            than fit, or a run that cannot draw and is to.
+        """
+        ...
+
+    def parts(self, row: dict[str, np.ndarray]) -> list:
+        """What followed a prompt, of one row of :meth:`sampler`'s: texts and images in [-1, 1]."""
         ...
 
 

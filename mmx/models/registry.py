@@ -13,6 +13,8 @@ _TASKS = {
 }
 # Families whose tasks are an EmbeddingTask.
 _EMBED = ("clip",)
+# Families whose tasks are a WritingTask.
+_WRITE = ("transfusion",)
 # family -> (module, what makes the codec of a config)
 _CODECS = {"vqgan": ("mmx.models.vqgan.codec", "make_codec")}
 # What a codec gives -> (how a codec of it is known, in words).
@@ -96,4 +98,18 @@ def check_embeds(config, what: str) -> None:
         raise UserError(
             f"{what}: a run of the family {config.family!r}, which does not compare images with "
             f"texts; name a run of the family {' or '.join(_EMBED)}"
+        )
+
+
+def writes(config) -> bool:
+    """Do a family's runs read images and write texts?"""
+    return config.family in _WRITE
+
+
+def check_writes(config, what: str) -> None:
+    """Before anything is imported: raises UserError when that family's runs read no images."""
+    if not writes(config):
+        raise UserError(
+            f"{what}: a run of the family {config.family!r}, which reads no images of a prompt; "
+            f"name a run of the family {' or '.join(_WRITE)}"
         )

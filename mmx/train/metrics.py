@@ -35,7 +35,10 @@ def peak_flops() -> float:
 
 
 # What a line of the log shows, by the last word of its name; TensorBoard has everything.
-_SHOWN = ("total", "loss", "accuracy", "psnr", "text_to_image_r1", "steps_per_sec")
+_SHOWN = (
+    *("total", "loss", "accuracy", "psnr", "text_to_image_r1", "steps_per_sec"),
+    *("text_loss", "diffusion_loss"),
+)
 _SHORT = {"loss/total": "loss", "speed/steps_per_sec": "steps/s"}
 
 

@@ -263,13 +263,14 @@ def test_a_config_names_only_what_a_report_can_compute():
     for name, lacks in (
         ("clip_score", "it needs an image-text model that scores: name the run of a CLIP"),
         ("cmmd", "it needs an image-text model that scores: name the run of a CLIP"),
-        ("captions", "it scores captions that a run writes, and no family of mmx writes any yet"),
-        ("perplexity", "it scores a language model, and no family of mmx is one yet"),
+        ("captions", "it scores texts that a run writes, and a run of this family writes none"),
+        ("perplexity", "it scores texts that a run writes, and a run of this family writes none"),
     ):
         with pytest.raises(UserError, match=f"config.eval.metrics='{name}': {lacks}"):
             metrics.check_config(("psnr", name))
         (made,) = metrics.make((name,), embedder=SMALL)
         assert sorted(made.needs) == sorted(metrics.ROW_METRICS[name].needs)
+    metrics.check_config(("captions", "perplexity"), writes=True)
     with pytest.raises(UserError, match=r"config\.eval\.metrics='fid': use one of"):
         metrics.check_config(("fid",))
     metrics.check_config(("kid_mobilenetv2_96px", "psnr"), teachers=["lpips_vgg"])

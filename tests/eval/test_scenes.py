@@ -278,7 +278,7 @@ def test_the_report_of_a_model_that_can_draw_one_split_only(monkeypatch):
 
     codec = lambda images: (images / 127.5 - 1, np.zeros((len(images), 4), int))
     decode = lambda codes: np.zeros((len(codes), 32, 32, 3), np.float32)
-    model = Model(draw, codec, decode, num_codes=8, grid=2, batch_size=8)
+    model = Model(draw, codec, 8, decode, num_codes=8, grid=2)
     monkeypatch.setattr(report, "DRAWN", 20)
     scores, sections, rows = scenes.report(model, splits, 0)
     measured = list(rows())  # the drawings of the first split

@@ -74,7 +74,7 @@ def made(monkeypatch):
 
         shade = np.nan if broken else 0
         decode = lambda codes: np.full((len(codes), SIZE, SIZE, 3), shade, np.float32)
-        model = text_to_image.Model(draw, reconstruct, decode, CODES, GRID, batch_size=16)
+        model = text_to_image.Model(draw, reconstruct, 16, decode, CODES, GRID)
         scores, sections, rows = text_to_image.report(model, splits)
         if evaluators:
             scores |= evaluator.run(evaluators, rows())

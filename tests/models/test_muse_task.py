@@ -242,7 +242,10 @@ def test_rows_keep_to_the_spec_and_flip_only_where_the_caption_allows(build):
         ({"sample.choice_temperature": float("nan")}, r"config.sample.choice_temperature=nan"),
         ({"sample.schedule": "square"}, r"config.sample.schedule='square': use one of cosine, arc"),
         ({"eval.metrics": ("cmmd",)}, r"config.eval.metrics='cmmd': it needs an image-text model"),
-        ({"eval.metrics": ("captions",)}, r"'captions': .* no family of mmx writes any yet"),
+        (
+            {"eval.metrics": ("captions",)},
+            r"'captions': it scores texts that a run writes, .* none",
+        ),
         ({"sample.selection": "foo"}, r"config.sample.selection='foo': use one of confidence, ran"),
     ],
 )

@@ -30,11 +30,13 @@ def test_every_entry_exists(build):
 
 def test_every_task_has_what_the_verbs_call(build):
     """A family that lacks one of them fails here, not after hours of training."""
-    for task in (build.vqgan(), build.muse(), build.clip()):
+    for task in (build.vqgan(), build.muse(), build.clip(), build.transfusion()):
         assert isinstance(task, Task)
         for name in [n for n in vars(Task) if not n.startswith("_") and callable(vars(Task)[n])]:
             assert getattr(task, name).__doc__, f"{task.family}: {name} has no docstring"
     assert build.muse().options(steps=3).steps == 3
+    assert build.transfusion().options(steps=3).steps == 3
+    assert all(hasattr(build.transfusion(), name) for name in ("prompts", "prompt_rows", "parts"))
     for task in (build.vqgan(), build.clip()):
         with pytest.raises(UserError, match="cannot sample"):
             task.options()

@@ -239,7 +239,7 @@ class MuseTask:
             draw; index [B], which sample each is: its noise depends on (rng, index) alone.
 
         Returns:
-          {"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [R, B, S]}.
+          {"image": float32 [B, H, W, 3], "codes": int32 [B, S], "trace": int32 [B, R, S]}.
         """
         del extra
         batch = prompt_batch
@@ -255,7 +255,7 @@ class MuseTask:
             options=options,
         )
         image = self.decode(frozen, codes_BS)
-        return {"image": image, "codes": codes_BS, "trace": trace_RBS}
+        return {"image": image, "codes": codes_BS, "trace": trace_RBS.swapaxes(0, 1)}
 
     def decode(self, frozen, codes_BS) -> jax.Array:
         """codes [B, S] -> float32 [B, H, W, 3]."""
@@ -302,8 +302,7 @@ class MuseTask:
         def run(params, extra, frozen, batch, key):
             batch, count = fill_rows(batch, mesh)
             out = compiled(params, extra, frozen, batch, key)
-            trace = out.pop("trace")[:, :count]
-            return {name: x[:count] for name, x in out.items()} | {"trace": trace}
+            return {name: x[:count] for name, x in out.items()}
 
         return run
 

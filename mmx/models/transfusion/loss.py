@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core import rng as rngs
+from mmx.core.errors import choose
 from mmx.models.transfusion.rows import NO_LABEL
-from mmx.ops.diffusion.predictions import q_sample, target
-from mmx.ops.diffusion.schedules import Schedule
+from mmx.ops.diffusion.predictions import check, q_sample, target
+from mmx.ops.diffusion.schedules import SCHEDULES, Schedule
 from mmx.ops.diffusion.times import TIMES
-from mmx.ops.diffusion.weightings import loss_weight
+from mmx.ops.diffusion.weightings import WEIGHTINGS, loss_weight
 
 
 class Process(NamedTuple):
@@ -23,6 +24,15 @@ class Process(NamedTuple):
     prediction: str
     weighting: str
     times: str
+
+
+def make_process(of) -> Process:
+    """Of ``config.diffusion``. Raises UserError for an unknown name."""
+    schedule = choose("config.diffusion.schedule", SCHEDULES, of.schedule)
+    check(schedule, of.prediction, "config.diffusion.prediction")
+    for name, table in (("weighting", WEIGHTINGS), ("times", TIMES)):
+        choose(f"config.diffusion.{name}", table, of[name])
+    return Process(schedule, of.prediction, of.weighting, of.times)
 
 
 class Noised(NamedTuple):
@@ -66,14 +76,22 @@ def diffusion_loss(
     Returns:
       (scalar, 0 where no image is learned; how many are).
     """
+    error_BM, learned_BM = image_errors(out_BMhwZ, x_BMhwZ, noised, limit_BM, process)
+    count = learned_BM.sum()
+    return error_BM.sum() / jnp.maximum(count, 1), count
+
+
+def image_errors(
+    out_BMhwZ: jax.Array, x_BMhwZ: jax.Array, noised: Noised, limit_BM: jax.Array, process: Process
+) -> tuple[jax.Array, jax.Array]:
+    """(the weighted error of each image [B, M], 0 where none is learned; which are, bool)."""
     learned_BM = limit_BM > 0
     # A place without an image has a time too, in range for every schedule.
     t_BM = jnp.where(learned_BM, noised.t, 0.5)
     wanted = target(process.prediction, process.schedule, x_BMhwZ, noised.eps, t_BM)
     error_BM = jnp.square(out_BMhwZ - wanted).mean(axis=(2, 3, 4))
     error_BM *= loss_weight(process.weighting, process.prediction, process.schedule, t_BM)
-    count = learned_BM.sum()
-    return jnp.where(learned_BM, error_BM, 0.0).sum() / jnp.maximum(count, 1), count
+    return jnp.where(learned_BM, error_BM, 0.0), learned_BM
 
 
 def text_weights(labels_BL: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -77,6 +77,23 @@ class RowRules:
         return 2 + sum(len(self.encode(t)) for t in texts) + images * (self.patches + 2), images
 
 
+def check_config(config, patches: int) -> None:
+    """Raises UserError: a row that cannot hold an image or is not whole chunks, a share."""
+    data = config.data
+    if data.row_len % config.loss.chunk:
+        raise UserError(
+            f"config.loss.chunk={config.loss.chunk} does not divide "
+            f"config.data.row_len={data.row_len}"
+        )
+    if data.row_len < (least := patches + 4):
+        raise UserError(
+            f"config.data.row_len={data.row_len}: one image and its markers take {least}"
+        )
+    for name in ("image_first", "noise_limit", "drop"):
+        if not 0 <= config.loss[name] <= 1:
+            raise UserError(f"config.loss.{name}={config.loss[name]}: give a share from 0 to 1")
+
+
 def parts_of(example: dict) -> list:
     """Of a pair the caption and the image, of a text the text; ``example["parts"]`` as it is."""
     if "parts" in example:

@@ -1,5 +1,6 @@
 """Transfusion as a task: documents in, next-token and diffusion loss, text and pictures out."""
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -9,15 +10,18 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core import tree
-from mmx.core.errors import UserError, choose
+from mmx.core.errors import UserError
 from mmx.data.image import fit
 from mmx.data.text import EOS_ID, PAD_ID
+from mmx.eval.metrics import check_config as check_metrics
+from mmx.eval.report import taught_by
 from mmx.models import stages
 from mmx.models.registry import make_codec
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.texts import own_tokenizer
 from mmx.models.transfusion import loss as losses
-from mmx.models.transfusion import rows
+from mmx.models.transfusion import report as reports
+from mmx.models.transfusion import rows, validation
 from mmx.models.transfusion.generate import (
     IMAGE,
     TEXT,
@@ -29,10 +33,6 @@ from mmx.models.transfusion.generate import (
 )
 from mmx.models.transfusion.model import make_model, patch_places, train_flops
 from mmx.nn.decoder import Layout
-from mmx.ops.diffusion.predictions import check
-from mmx.ops.diffusion.schedules import SCHEDULES
-from mmx.ops.diffusion.times import TIMES
-from mmx.ops.diffusion.weightings import WEIGHTINGS
 from mmx.ops.spans import bounds_of, check_spans
 from mmx.ops.token_loss import chunked_cross_entropy
 from mmx.train.sharding import jit_sharded, place, replicated
@@ -58,7 +58,7 @@ class TransfusionTask:
     def __init__(self, config, run, abstract: bool = False):
         self.config, self.run = config, run
         m = config.model
-        self.process = _process(config.diffusion)
+        self.process = losses.make_process(config.diffusion)
         if abstract:
             codec = stages.planned_config(config.codec)
         else:
@@ -78,13 +78,15 @@ class TransfusionTask:
         self.markers = rows.Markers.after(vocab_size, EOS_ID)
         self.model = make_model(config, self.markers.count, self.grid, self.codec.latent_dim)
         of = config.loss
-        _check_rows(config, self.patches)
+        rows.check_config(config, self.patches)
+        # A run of texts alone has a slot too, always blank: no shape is empty.
+        self.slots = max(config.data.max_images, 1)
         self.rules = rows.RowRules(
             markers=self.markers,
             encode=self._encode,
             fit=lambda image: fit(image, config.data.image_size),
             length=config.data.row_len,
-            max_images=config.data.max_images,
+            max_images=self.slots,
             patches=self.patches,
             image_size=config.data.image_size,
             image_first=of.image_first,
@@ -93,12 +95,20 @@ class TransfusionTask:
         )
         self.options()
         self._samplers: dict = {}
+        check_metrics(config.eval.metrics, config.eval.scorer, taught_by(codec), writes=True)
+        if not abstract and config.preview_prompts:
+            self.prompts(list(config.preview_prompts))  # mistakes now, not at the first preview
 
     # Data
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text, at most ``config.text.max_len``, without an end."""
         ids, mask = self.tokenizer.encode([text], self.config.text.max_len + 1)
+        return ids[0][mask[0]][:-1].tolist()
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        """The same of a prompt. Raises UserError for an empty or over-long one."""
+        ids, mask = self.tokenizer.encode([text], self.config.text.max_len + 1, strict=True)
         return ids[0][mask[0]][:-1].tolist()
 
     def document_tokens(self, example: dict) -> tuple[int, int]:
@@ -114,7 +124,7 @@ class TransfusionTask:
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
         data = self.config.data
-        B, L, M, size = self.config.batch_size, data.row_len, data.max_images, data.image_size
+        B, L, M, size = self.config.batch_size, data.row_len, self.slots, data.image_size
         spec = lambda dtype, *shape: jax.ShapeDtypeStruct((B, *shape), dtype)
         names = ("tokens", "document", "image", "labels")
         return {name: spec(jnp.int32, L) for name in names} | {
@@ -187,15 +197,7 @@ class TransfusionTask:
 
     def losses(self, params, batch, x_BMhwZ, noised) -> tuple[jax.Array, jax.Array, dict]:
         """(next-token loss in nats a token, diffusion loss, how many learned tokens and images)."""
-        hidden_BLD, out_BMhwZ = self.model.apply(
-            {"params": params},
-            batch["tokens"],
-            batch["image"],
-            batch["first"],
-            noised.z,
-            noised.t,
-            self.layout(batch["document"], batch["image"], batch["first"]),
-        )
+        hidden_BLD, out_BMhwZ = self.apply(params, batch, noised)
         weights_BL, tokens = losses.text_weights(batch["labels"])
         text = chunked_cross_entropy(
             hidden_BLD,
@@ -209,6 +211,12 @@ class TransfusionTask:
             out_BMhwZ, x_BMhwZ, noised, batch["noise_limit"], self.process
         )
         return text, diffusion, {"tokens": tokens, "images": images}
+
+    def apply(self, params, batch, noised) -> tuple[jax.Array, jax.Array]:
+        """(what the head reads [B, L, D], what the patches predict [B, M, h, w, Z]) of rows."""
+        rows = batch["tokens"], batch["image"], batch["first"]
+        layout = self.layout(batch["document"], batch["image"], batch["first"])
+        return self.model.apply({"params": params}, *rows, noised.z, noised.t, layout)
 
     def train_flops_per_row(self) -> float:
         """See :func:`mmx.models.transfusion.model.train_flops`."""
@@ -234,29 +242,38 @@ class TransfusionTask:
             with an image whatever it would write; ``index`` uint32 [B], which sample each is: what
             it draws depends on (rng, index) and its prompt alone.
         """
+        g, row = self.read(params, frozen, prompts, options)
+        return finish(g, row, rngs.row_keys(rng, "sample", prompts["index"]))
+
+    def read(self, params, frozen, prompts, options) -> tuple[Generator, Row]:
+        """What writes, and its state after the prompts of :meth:`generate`."""
         g = self.generator(params, options)
         row = start(
             g,
-            prompts["tokens"],
-            prompts["image"],
-            prompts["first"],
+            *(prompts[name] for name in ("tokens", "image", "first")),
             self.latents(frozen, prompts["images"]),
             prompts["length"],
             g.places(prompts["tokens"].shape[1]),
             jnp.where(prompts["draw"], IMAGE, TEXT),
         )
-        return finish(g, row, rngs.row_keys(rng, "sample", prompts["index"]))
+        return g, row
 
     def sample(self, params, extra, frozen, prompt_batch, rng, options: GenerateOptions):
         """:meth:`generate`, and the images as pixels.
 
         Returns:
-          {"tokens": int32 [B, L], "length": int32 [B], with the prompt; "drew": int32 [B], how many
-          images; "images": float32 [B, options.images, H, W, 3], and "image" the first of them}.
+          {"tokens": int32 [B, L]; "start", "length": int32 [B], where what follows the prompt lies
+          in them; "drew": int32 [B], how many images; and where any may be drawn "images": float32
+          [B, options.images, H, W, 3], and "image" the first of them}.
         """
         del extra
         row = self.generate(params, frozen, prompt_batch, rng, options)
-        out = {"tokens": row.tokens, "length": row.cache.length_B, "drew": row.drew}
+        out = {
+            "tokens": row.tokens,
+            "start": prompt_batch["length"],
+            "length": row.cache.length_B,
+            "drew": row.drew,
+        }
         if options.images:
             x_IhwZ = row.x.reshape(-1, *row.x.shape[2:])
             images = self.codec.decode(frozen["codec"], x_IhwZ)
@@ -266,8 +283,7 @@ class TransfusionTask:
 
     def prompt_spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of what :meth:`prompts` gives for ``count`` texts."""
-        data, L = self.config.data, self._prompt_length(0)
-        M, size = data.max_images, data.image_size
+        size, L, M = self.config.data.image_size, self._prompt_length(0), 1
         spec = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
         return {
             "tokens": spec(jnp.int32, L),
@@ -286,7 +302,6 @@ class TransfusionTask:
                 "--negative: a Transfusion run keeps away from nothing but the image without its "
                 "text; leave it out"
             )
-        self.tokenizer.encode(texts, self.config.text.max_len + 1, strict=True)
         return self.prompt_rows([[text] for text in texts], draw=True, first_index=first_index)
 
     def prompt_rows(self, documents: list[list], draw: bool, first_index: int = 0) -> dict:
@@ -298,12 +313,19 @@ class TransfusionTask:
           first_index: which sample the first is.
 
         Raises:
-          UserError: see there; or an image where the run has room for none.
+          UserError: see there; a text that is too long; an image of a run that learned of none.
         """
         images = max(sum(not isinstance(part, str) for part in parts) for parts in documents)
-        length = self._prompt_length(images)
-        each = [rows.prompt(parts, self.rules, length) for parts in documents]
+        if (draw or images) and not self.config.data.max_images:
+            raise UserError(
+                "config.data.max_images=0: this run learned from texts alone and has no images"
+            )
+        rules = replace(self.rules, encode=self._encode_prompt)
+        each = [rows.prompt(parts, rules, self._prompt_length(images)) for parts in documents]
         stacked = {name: np.stack([row[name] for row in each]) for name in each[0]}
+        # Slots that no prompt fills would be encoded all the same.
+        for name in ("first", "images"):
+            stacked[name] = stacked[name][:, : max(images, 1)]
         index = np.arange(first_index, first_index + len(each), dtype=np.uint32)
         return stacked | {"draw": np.full(len(each), draw), "index": index}
 
@@ -312,18 +334,37 @@ class TransfusionTask:
         return 1 + self.config.text.max_len * (images + 1) + images * (self.patches + 2)
 
     def sampler(self, mesh, options: GenerateOptions):
-        """:meth:`sample` compiled, one function for each set of options; any number of rows."""
+        """:meth:`sample` compiled, one function for each set of options; any number of rows.
+
+        Raises UserError when called for an image that the options do not allow.
+        """
         if options not in self._samplers:
             fn = lambda p, e, f, batch, key: self.sample(p, e, f, batch, key, options)
             self._samplers[options] = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
         compiled = self._samplers[options]
 
         def run(params, extra, frozen, batch, key):
+            if not options.images and np.any(batch["draw"]):
+                raise UserError("images=0: an image is asked for; give images=1 or more")
             batch, count = fill_rows(batch, mesh)
             out = compiled(params, extra, frozen, batch, key)
             return jax.tree.map(lambda x: x[:count], out)
 
         return run
+
+    def parts(self, row: dict[str, np.ndarray]) -> list:
+        """What follows a prompt, of one row of :meth:`sampler`'s: texts and images in [-1, 1]."""
+        found, drew, at, end = [], 0, int(row["start"]), int(row["length"])
+        while at < end:
+            markers = np.flatnonzero(row["tokens"][at:end] == self.markers.boi)
+            until = at + int(markers[0]) if len(markers) else end
+            if text := self.written(row["tokens"], at, until):
+                found.append(text)
+            at = until
+            if until < end:
+                found.append(row["images"][drew])
+                drew, at = drew + 1, at + self.patches + 2
+        return found
 
     def written(self, tokens_L, start: int, end: int) -> str:
         """The text between two places of a sample's tokens, without markers."""
@@ -333,42 +374,18 @@ class TransfusionTask:
     # Looking
 
     def evaluators(self, mesh) -> list:
-        """None yet."""
-        return []
+        """:class:`mmx.models.transfusion.validation.Validation` of each split of the config,
+        and of the texts beside it that are held out."""
+        return validation.evaluators(self, mesh)
 
     def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
-        """None yet."""
-        return {}
+        """:func:`mmx.models.transfusion.validation.preview`."""
+        return validation.preview(self, params, extra, frozen, mesh)
 
+    def report(self, run, seed: int):
+        """:func:`mmx.models.transfusion.report.report`."""
+        return reports.report(self, run, seed)
 
-def _check_rows(config, patches: int) -> None:
-    """Raises UserError: a row that cannot hold an image, a chunk, a share."""
-    data = config.data
-    if data.row_len % config.loss.chunk:
-        raise UserError(
-            f"config.loss.chunk={config.loss.chunk} does not divide "
-            f"config.data.row_len={data.row_len}"
-        )
-    if data.row_len < (least := patches + 4):
-        raise UserError(
-            f"config.data.row_len={data.row_len}: one image and its markers take {least}"
-        )
-    for name in ("image_first", "noise_limit", "drop"):
-        if not 0 <= config.loss[name] <= 1:
-            raise UserError(f"config.loss.{name}={config.loss[name]}: give a share from 0 to 1")
-
-
-def _process(of) -> losses.Process:
-    schedule = choose("config.diffusion.schedule", SCHEDULES, of.schedule)
-    check(schedule, of.prediction, "config.diffusion.prediction")
-    return losses.Process(
-        schedule,
-        of.prediction,
-        _name("config.diffusion.weighting", WEIGHTINGS, of.weighting),
-        _name("config.diffusion.times", TIMES, of.times),
-    )
-
-
-def _name(field: str, table, name: str) -> str:
-    choose(field, table, name)
-    return name
+    def measured(self, run, seed: int):
+        """:func:`mmx.models.transfusion.report.measured`."""
+        return reports.measured(self, run, seed)

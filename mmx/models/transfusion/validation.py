@@ -1,0 +1,203 @@
+"""The losses of a Transfusion run on documents that it does not learn, while it trains.
+
+Axis letters: B rows, L places of a row, M images of a row, V vocabulary, n documents.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmx.core import rng as rngs
+from mmx.data import pipeline
+from mmx.data.mixture import open_mixture
+from mmx.data.source import open_source
+from mmx.eval.images import finite, to_uint8
+from mmx.eval.tile import tile
+from mmx.models.transfusion import loss as losses
+from mmx.models.transfusion.likelihood import token_nll
+from mmx.models.transfusion.rows import NO_LABEL, pack, parts_of
+from mmx.train.sharding import batch_sharding, jit_sharded, place, replicated
+
+_EVAL_SEED = 20240820  # of the fixed noise and times of validation: ours
+_BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LENGTHS = 64  # ours: steps of the length of a row with one document
+_HELD_OUT = ("validation", "test")  # of texts: the first of these that was not trained on
+
+
+class Rated(NamedTuple):
+    """What a model makes of documents, one a row.
+
+    Attributes:
+      nll: float [n], the sum over the learned tokens of a document, in nats.
+      tokens: int [n], how many those are.
+      error: float [n, M], of each image the weighted diffusion error.
+      learned: bool [n, M], which images are learned.
+      t: float [n, M], their times.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+    error: np.ndarray
+    learned: np.ndarray
+    t: np.ndarray
+
+
+class Rater:
+    """Documents through the model, with noise and times that depend on their number alone.
+
+    The caption comes first and nothing is dropped; images that something follows are clean and have
+    no loss, unless they are learned last of all.
+
+    Args:
+      task, mesh: whose, where.
+    """
+
+    def __init__(self, task, mesh):
+        self.task, self.mesh = task, mesh
+        self._rules = replace(task.rules, image_first=0.0, noise_limit=0.0, drop=0.0)
+        fn = lambda params, frozen, batch, key: _rate(task, params, frozen, batch, key)
+        self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+        self._key = place(rngs.base_key(_EVAL_SEED), replicated(mesh))
+
+    def rate(self, params, frozen, examples: Sequence[dict], limit: int | None = None) -> Rated:
+        """The first ``limit`` of some documents; at least one."""
+        parts = parts_of(examples[0])
+        rules = self._rules
+        if len(parts) <= 2:  # a text or a pair: rows of one document can be short
+            most = 3 + len(parts) * (self.task.config.text.max_len + rules.patches + 2)
+            length = min(rules.length, -(-most // _LENGTHS) * _LENGTHS)
+            rules = replace(rules, length=length, max_images=min(1, rules.max_images))
+        rated = []
+        with pipeline.eval_batches(
+            examples,
+            lambda example, rng: pack([example], rules, rng),
+            self.task.config.batch_size,
+            batch_sharding(self.mesh),
+            limit=limit,
+        ) as batches:
+            for batch in batches:
+                *scores, mask = map(np.asarray, self._fn(params, frozen, batch, self._key))
+                rated.append([score[mask] for score in scores])
+        return Rated(*map(np.concatenate, zip(*rated)))
+
+
+def _rate(task, params, frozen, batch, key):
+    """(the fields of :class:`Rated`, which rows count) of a batch."""
+    x_BMhwZ = task.latents(frozen, batch["images"])
+    limit_BM = batch["noise_limit"]
+    noised = losses.noise_images(key, batch["position"], x_BMhwZ, limit_BM, task.process)
+    hidden_BLD, out_BMhwZ = task.apply(params, batch, noised)
+    logits_BLV = task.model.apply({"params": params}, hidden_BLD, method="logits")
+    nll_BL = token_nll(logits_BLV, batch["labels"])
+    learned_BL = batch["labels"] != NO_LABEL
+    error_BM, learned_BM = losses.image_errors(out_BMhwZ, x_BMhwZ, noised, limit_BM, task.process)
+    mask = batch["_mask"]
+    return nll_BL.sum(1), learned_BL.sum(1), error_BM, learned_BM, noised.t, mask
+
+
+class Validation:
+    """The losses on documents that the run did not learn, on fixed draws.
+
+    Args:
+      rater: of the task.
+      name: of the split, before each score's.
+      examples: the documents.
+    """
+
+    def __init__(self, rater: Rater, name: str, examples: Sequence[dict]):
+        self.rater, self.name, self.examples = rater, name, examples
+        self._count = min(len(examples), rater.task.config.eval.examples)
+
+    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
+        """Yields, each after the split's name and a slash:
+
+        ``text_loss`` nats a token, and ``text_perplexity``, its exponential; where there are
+        images, ``diffusion_loss``, the same by the time as ``diffusion_loss_t_<low>_<high>``, and
+        ``conditioning_gap``, by how much it is higher, at the same noise, with another's text.
+        """
+        del extra
+        rated = self.rater.rate(params, frozen, self.examples, self._count)
+        if tokens := rated.tokens.sum():
+            text_loss = float(rated.nll.sum() / tokens)
+            yield f"{self.name}/text_loss", text_loss
+            yield f"{self.name}/text_perplexity", float(np.exp(text_loss))
+        error, t = rated.error[rated.learned], rated.t[rated.learned]
+        if not len(error):
+            return
+        yield f"{self.name}/diffusion_loss", float(error.mean())
+        for low, high in itertools.pairwise(_BUCKETS):
+            inside = (t >= low) & ((t < high) | (high == 1.0))
+            if inside.any():
+                name = f"diffusion_loss_t_{round(100 * low)}_{round(100 * high)}"
+                yield f"{self.name}/{name}", float(error[inside].mean())
+        if self._count > 1:
+            others = self.rater.rate(params, frozen, Shuffled(self.examples, self._count))
+            gap = others.error[others.learned].mean() - error.mean()
+            yield f"{self.name}/conditioning_gap", float(gap)
+
+
+class Shuffled(Sequence):
+    """The first ``count`` documents, each with the texts of another, half of them away."""
+
+    def __init__(self, examples: Sequence[dict], count: int):
+        self._examples, self._count = examples, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        of = lambda i: parts_of(self._examples[i % self._count])
+        other = [part for part in of(index + self._count // 2) if isinstance(part, str)]
+        texts = itertools.cycle(other)
+        return {"parts": [next(texts) if isinstance(p, str) else p for p in of(index)]}
+
+
+def evaluators(task, mesh) -> list[Validation]:
+    """Of each split of ``config.eval.splits``, and of the texts that are mixed in and held out."""
+    data, rater = task.config.data, Rater(task, mesh)
+    opened = [
+        (split, open_source(data.source, split, data.data_dir, needs_image=False))
+        for split in task.config.eval.splits
+    ]
+    opened += [(f"{name}/{split}", source) for name, split, source in held_out_texts(data)]
+    return [Validation(rater, name, examples) for name, examples in opened]
+
+
+def held_out_texts(data) -> list[tuple[str, str, Any]]:
+    """(name, split, documents) of each data set of texts in ``config.data.mix``.
+
+    The split is "validation" or "test", whichever was not trained on; without one, none.
+    """
+    parts, found = open_mixture(data).parts, {}
+    trained = {(part.info.name, part.split.partition("[")[0]) for part in parts}
+    for part in parts:
+        name = part.info.name
+        if name in found or name == parts[0].info.name:
+            continue
+        if {"image", "parts"} & part.outline(0).keys():
+            continue
+        for split in _HELD_OUT:
+            if split in part.info.splits and (name, split) not in trained:
+                source = open_source(f"tfds:{name}", split, data.data_dir, needs_image=False)
+                found[name] = (name, split, source)
+                break
+    return list(found.values())
+
+
+def preview(task, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
+    """Pictures of fixed prompts and seed, uint8."""
+    prompts = list(task.config.preview_prompts)
+    if not prompts:
+        return {}
+    key = place(rngs.base_key(0), replicated(mesh))
+    draw = task.sampler(mesh, task.options(images=1, text=0))
+    image = np.asarray(draw(params, extra, frozen, task.prompts(prompts), key)["image"])
+    image_u8 = to_uint8(finite(image))
+    columns = min(8, len(prompts))
+    rows = image_u8[: len(prompts) // columns * columns]
+    return {"samples": tile(rows.reshape(-1, columns, *image_u8.shape[1:]))}
