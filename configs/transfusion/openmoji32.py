@@ -21,16 +21,16 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
-    c.steps = 20 if tiny else 4000
-    c.batch_size = 4 if tiny else 8
+    c.steps = 20 if tiny else 3500
+    c.batch_size = 4
     c.dtype = "float32"
 
     c.data = dict(
         source="tfds:openmoji/32",
         data_dir="",
-        # How often an epoch holds each example is the mixing: about 3 tokens of pairs to 2 of text,
+        # How often an epoch holds each example is the mixing: about 4 tokens of pairs to 1 of text,
         # and five tones of one drawing teach less than five drawings.
-        split="train*60+train_toned*15",
+        split="train*200+train_toned*50",
         mix=("tfds:wordnet train",),
         image_size=32,
         row_len=128 if tiny else 256,
