@@ -1,10 +1,11 @@
 """Times at which to learn, against the distributions they are drawn from."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from mmx.core import rng as rngs
 from mmx.ops.diffusion.schedules import SCHEDULES
@@ -14,17 +15,21 @@ U = np.linspace(0.001, 0.999, 999)
 LEVEL = lambda schedule, t: np.exp(-np.asarray(schedule.log_snr(t)) / 2)  # sigma / alpha
 
 
+def normal_cdf(x, mean=0.0, std=1.0):
+    return np.array([NormalDist(mean, std).cdf(value) for value in np.asarray(x).tolist()])
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_quantiles_are_those_of_the_distribution(name):
     schedule = SCHEDULES[name]
     with jax.enable_x64(True):
         np.testing.assert_array_equal(TIMES["uniform"](U, schedule), U)
         t = np.asarray(TIMES["logit_normal"](U, schedule))
-        np.testing.assert_allclose(stats.norm.cdf(np.log(t / (1 - t))), U, atol=1e-10)
+        np.testing.assert_allclose(normal_cdf(np.log(t / (1 - t))), U, atol=1e-10)
         t = np.asarray(TIMES["edm"](U, schedule))
         inside = (t > 0) & (t < 1)  # a table does not reach the level of every draw
         assert inside.mean() > 0.95
-        cdf = stats.norm.cdf(np.log(LEVEL(schedule, t[inside])), loc=-1.2, scale=1.2)
+        cdf = normal_cdf(np.log(LEVEL(schedule, t[inside])), -1.2, 1.2)
         np.testing.assert_allclose(cdf, U[inside], atol=1e-8)
 
 
@@ -53,4 +58,6 @@ def test_stratified_rows_are_even_in_a_block_and_depend_on_their_position_alone(
 def test_a_row_alone_is_uniform_too():
     position = jnp.arange(4000, dtype=jnp.uint32) * 8 + 3
     u = np.asarray(jax.jit(stratified, static_argnums=2)(rngs.base_key(0), position, 8))
-    assert stats.kstest(u, "uniform").pvalue > 0.01
+    # Kolmogorov-Smirnov: beyond this at one draw of a hundred.
+    gap = np.abs(np.sort(u) - (np.arange(len(u)) + 0.5) / len(u)).max()
+    assert gap < 1.63 / len(u) ** 0.5
