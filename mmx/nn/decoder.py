@@ -144,7 +144,7 @@ class DecoderBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
     out_scale: float = 1.0
     qk_norm: bool = False
-    max_span: int = 0
+    max_span: int = 1
     by_modality: bool = False
 
     def setup(self):
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     qk_norm: bool = False
-    max_span: int = 0
+    max_span: int = 1
     by_modality: bool = False
 
     def setup(self):

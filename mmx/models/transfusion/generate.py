@@ -181,7 +181,8 @@ def start(
     return Row(
         cache=write(cache, k, v, length_B),
         logits=g.apply(last_B1D, method="logits")[:, 0],
-        mode=mode_B,
+        # Where no image may be drawn, one that is asked for never comes.
+        mode=jnp.where((mode_B == IMAGE) & (g.options.images == 0), DONE, mode_B),
         wrote=jnp.zeros(B, jnp.int32),
         drew=jnp.zeros(B, jnp.int32),
         tokens=jnp.pad(tokens_BL, pad, constant_values=g.markers.eos),

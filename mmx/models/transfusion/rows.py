@@ -52,10 +52,11 @@ class RowRules:
       image_size: H = W.
       image_first: the share of pairs in which the image precedes its caption (sec. 3.3: 0.2).
       noise_limit: the most noise of an image that something follows (sec. 3.3: 0.5). 0 gives it
-        clean and without a loss: later text reads a clean copy, as it does at sampling (arXiv
-        2505.14683), and an image that is to be learned is the last of a document.
-      drop: how often what precedes a learned image is hidden from it, for guidance: the image, from
-        its marker on, becomes a document of its own, and the text before it is not learned.
+        clean and without a loss: later text reads what it does at sampling, and an image is learned
+        only where it is the last of a document.
+      drop: how often what precedes an image that ends its document is hidden from it, for guidance:
+        the image, from its marker on, becomes a document of its own, and what is before it is not
+        learned.
     """
 
     markers: Markers
@@ -220,7 +221,7 @@ def _write(example, rules: RowRules, rng, row, images: list, at: int, documents:
     document = np.full(len(tokens), documents)
     # What is drawn does not depend on whether it is used: a row's later draws stay as they are.
     dropped = rng.random() < rules.drop
-    if dropped and starts and starts[-1][0] > 1 and starts[-1][1] == 1.0:
+    if dropped and starts and starts[-1][0] > 1 and not isinstance(parts[-1], str):
         boundary = starts[-1][0]
         document[boundary:] += 1
         learned[: boundary + 1] = [False] * (boundary + 1)

@@ -23,7 +23,7 @@ from mmx.train.sharding import batch_sharding, jit_sharded, place, replicated
 
 _EVAL_SEED = 20240820  # of the fixed noise and times of validation: ours
 _BUCKETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_LENGTHS = 64  # ours: steps of the length of a row with one document
+_LENGTHS = 128  # steps of the length of a row with one document: what kernels take
 _HELD_OUT = ("validation", "test")  # of texts: the first of these that was not trained on
 
 
