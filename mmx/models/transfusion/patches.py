@@ -14,6 +14,9 @@ from mmx.nn.norm import LayerNorm
 
 _FEATURES = 256  # of the time: ours, as in the code of arXiv 2212.09748
 _SLOWEST = 10_000.0  # their longest period, in steps of 1/1000
+# Of what is predicted, whatever the computation is in: where there is almost no image left, a clean
+# one is the small difference of large numbers, and a bfloat16 carries 8 bits.
+_HEAD = jnp.float32
 
 
 def time_features(t_I: jax.Array) -> jax.Array:
@@ -48,7 +51,7 @@ class LinearPatches(nn.Module):
         self.into = Dense(self.width, ("pixels", "embed"), dtype=self.dtype)
         # The first guess is zero: the first loss is the target's variance.
         self.out = Dense(
-            numbers, ("embed", "pixels"), dtype=self.dtype, kernel_init=nn.initializers.zeros
+            numbers, ("embed", "pixels"), dtype=_HEAD, kernel_init=nn.initializers.zeros
         )
         if self.positions:
             self.place = _Places(self.grid // self.patch, self.width, self.dtype)
@@ -66,7 +69,7 @@ class LinearPatches(nn.Module):
         del kept
         side = self.grid // self.patch
         out = self.out(h_ISD).reshape(-1, side, side, self.patch**2 * self.latent_dim)
-        return depth_to_space(out, self.patch).astype(jnp.float32)
+        return depth_to_space(out, self.patch)
 
 
 class UNetPatches(nn.Module):
@@ -94,17 +97,17 @@ class UNetPatches(nn.Module):
     def setup(self):
         sizes = [self.channels * min(2**i, 4) for i in range(self.patch.bit_length())]
         block = lambda size: _TimedBlock(size, self.dtype)
-        conv = lambda size, names, **more: Conv(size, names=names, dtype=self.dtype, **more)
-        self.stem = conv(sizes[0], ("pixels", "conv_out"))
+        self.stem = Conv(sizes[0], names=("pixels", "conv_out"), dtype=self.dtype)
         self.down = [[block(size) for _ in range(self.blocks)] for size in sizes]
         self.into = Dense(self.width, (None, "embed"), dtype=self.dtype)
         self.back = Dense(sizes[-1], ("embed", None), dtype=self.dtype)
         self.up = [[block(size) for _ in range(self.blocks + 1)] for size in sizes]
         self.norm = LayerNorm(self.dtype)
-        self.out = conv(
+        self.out = Conv(
             self.latent_dim,
-            ("conv_in", "pixels"),
+            names=("conv_in", "pixels"),
             use_bias=True,
+            dtype=_HEAD,
             kernel_init=nn.initializers.zeros,
         )
         if self.positions:
@@ -134,7 +137,7 @@ class UNetPatches(nn.Module):
                     x = jnp.concatenate([x, kept.pop()], axis=-1)
                 x = block(x, time_I)
             x = upsample(x) if level else x
-        return self.out(jax.nn.silu(self.norm(x))).astype(jnp.float32)
+        return self.out(jax.nn.silu(self.norm(x)))
 
 
 class _TimedBlock(nn.Module):
