@@ -136,10 +136,11 @@ class Run:
     def generate_batches(
         self, documents, draw, options, seed, first_index=0, batch_size=32
     ) -> Iterator[list[list]]:
-        """:meth:`generate` in batches, each as soon as it is done. Raises Interrupted, as above."""
-        from mmx.eval.images import to_uint8
+        """:meth:`generate` in batches, each as soon as it is done; grey where an image is not
+        finite. Raises Interrupted, as above."""
+        from mmx.eval.images import finite, to_uint8
 
-        shown = lambda part: part if isinstance(part, str) else to_uint8(part)
+        shown = lambda part: part if isinstance(part, str) else to_uint8(finite(part))
         batch = self.task.prompt_rows(documents, draw, first_index)
         for out in self._batches(batch, options, seed, batch_size):
             rows = [{k: v[i] for k, v in out.items()} for i in range(len(out["tokens"]))]

@@ -38,6 +38,7 @@ class Scorer:
         scorer: str | None = None,
     ):
         from mmx.data.mixture import open_training
+        from mmx.data.source import is_view
         from mmx.eval.ledger import Ledger
         from mmx.eval.report import measured_on
 
@@ -65,6 +66,11 @@ class Scorer:
             raise UserError(
                 f"{run_dir.path}: a run of the family {config.family!r} shows no pictures that "
                 f"{', '.join(names)} could measure; only its own report"
+            )
+        if names and is_view(config.data.source):
+            raise UserError(
+                f"{run_dir.path}: {', '.join(names)} are of images with a text each, but it learned "
+                f"from config.data.source={config.data.source!r}; only its own report scores it"
             )
         spec = config.eval.get("scorer", "") if scorer is None else scorer
         self._judge = judge.Judge(run_dir, config, names, spec, self.data_dir)

@@ -89,6 +89,19 @@ class Mixture:
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
+def entries(data) -> list[tuple[str, str]]:
+    """(source, split) of all that ``config.data`` names. Raises UserError: a malformed entry."""
+    wanted = [(data.source, data.split)]
+    for entry in getattr(data, "mix", ()):
+        spec, _, split = entry.strip().partition(" ")
+        if not split.strip():
+            raise UserError(
+                f"config.data.mix: {entry!r} is not SOURCE SPLIT, such as 'tfds:wordnet train'"
+            )
+        wanted.append((spec, split.strip()))
+    return wanted
+
+
 def open_mixture(data, data_dir: PathLike | None = None) -> Mixture:
     """All that ``config.data`` trains on, pairs and texts.
 
@@ -99,17 +112,12 @@ def open_mixture(data, data_dir: PathLike | None = None) -> Mixture:
     Raises:
       UserError: a malformed entry; see `mmx.data.source.open_source`.
     """
-    wanted = [(data.source, data.split)]
-    for entry in data.get("mix", ()):
-        spec, _, split = entry.strip().partition(" ")
-        if not split.strip():
-            raise UserError(
-                f"config.data.mix: {entry!r} is not SOURCE SPLIT, such as 'tfds:wordnet train'"
-            )
-        wanted.append((spec, split.strip()))
     where = data_dir or data.data_dir
     return Mixture(
-        [sources.open_source(spec, split, where, needs_image=False) for spec, split in wanted]
+        [
+            sources.open_source(spec, split, where, needs_image=False)
+            for spec, split in entries(data)
+        ]
     )
 
 

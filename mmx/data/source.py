@@ -213,19 +213,24 @@ def open_source(
         another format than ArrayRecord; no such split (lists the splits); no image, or no one text
         or label feature.
     """
-    sources, kind = [], spec.partition(":")[0]
-    if kind in _VIEWS and needs_image:
+    sources = []
+    if is_view(spec) and needs_image:
         raise UserError(
             f"data.source={spec}: documents of several parts are for a family that packs documents"
         )
     for name, times in split_parts(split):
-        if kind in _VIEWS:
+        if is_view(spec):
             from mmx.data.views import open_view
 
             sources += [open_view(spec, name, data_dir)] * times
             continue
         sources += [_open_one(spec, name, data_dir, needs_image)] * times
     return sources[0] if len(sources) == 1 else Joined(split, sources)
+
+
+def is_view(spec: str) -> bool:
+    """Whether a spec names documents that are made of a data set, as `mmx.data.views` does."""
+    return spec.partition(":")[0] in _VIEWS
 
 
 def _open_one(spec: str, split: str, data_dir: PathLike | None, needs_image: bool) -> Source:

@@ -7,9 +7,12 @@ for every two colours of one thing.
 ``series:openmoji/32``: ``[caption, drawing, caption, drawing]`` of two drawings of one concept that
 follow each other in the order of code points: a woman running, then a man running.
 
-Either is opened like a data set, also of noto, which has the same features. Splits: ``train`` has
-only drawings that training on ``train+train_toned`` sees; in ``test`` what is to be drawn is of a
-concept that it never sees; ``heldout_composition`` asks for a tone that it never sees of a concept.
+Either is opened like a data set, also of noto, which has the same features. Splits, those of edits
+to another colour apart, as ``train_colour`` and so on, so that a run can weigh them: ``train`` has
+only drawings that training on the data set's ``train+train_toned`` sees; ``test`` is of concepts of
+which no document is in ``train``: of tones and series those that the data set holds out, of colours
+books and squares, which are seen, but never to change; ``heldout_composition`` asks for a tone of a
+concept, or a colour of a thing, that is never seen.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils.epath import PathLike
 
 from mmx.core.errors import UserError
@@ -30,6 +34,9 @@ COLOURS = (
     "black", "white",
 )  # fmt: skip
 _LEARNED = ("train", "train_toned")
+# The last words of things, in any size, whose colours never change in training. The data set holds
+# out single drawings of a thing, the blue heart: that leaves every thing of many colours in it.
+_HELD_THINGS = ("book", "square")
 _FEATURES = ("base", "concept", "skin_tone", "codepoints")
 
 
@@ -57,10 +64,15 @@ class Document:
 
     Attributes:
       kind: "tone" or "colour" of an edit, "series".
+      of: whose drawings they are: the drawing without its tone, the thing without its colour, the
+        concept.
+      variants: all drawings of that.
       parts: str or :class:`Drawing`; the last is what the others ask for.
     """
 
     kind: str
+    of: str
+    variants: tuple[Drawing, ...]
     parts: tuple[str | Drawing, ...]
 
 
@@ -72,26 +84,28 @@ def edits(drawings: list[Drawing]) -> Iterator[Document]:
 
 def tones(drawings: list[Drawing]) -> Iterator[Document]:
     """From any tone of a drawing, and from the untoned one, to each other tone."""
-    for group in _groups(drawings, lambda drawing: drawing.base):
+    for base, group in _groups(drawings, lambda drawing: drawing.base):
         for before, after in itertools.permutations(group, 2):
             if after.skin_tone != "none":
-                yield Document("tone", (before, f"make the skin tone {after.skin_tone}", after))
+                text = f"make the skin tone {after.skin_tone}"
+                yield Document("tone", base, group, (before, text, after))
 
 
 def colours(drawings: list[Drawing]) -> Iterator[Document]:
     """From any colour of a thing to each other one; the thing is what its caption says else."""
     coloured = {drawing: split for drawing in drawings if (split := _colour(drawing.base.lower()))}
-    for group in _groups(list(coloured), lambda drawing: coloured[drawing][1]):
+    for thing, group in _groups(list(coloured), lambda drawing: coloured[drawing][1]):
         for before, after in itertools.permutations(group, 2):
-            yield Document("colour", (before, f"make it {coloured[after][0]}", after))
+            text = f"make it {coloured[after][0]}"
+            yield Document("colour", thing, group, (before, text, after))
 
 
 def series(drawings: list[Drawing]) -> Iterator[Document]:
     """(caption, drawing, caption, drawing) of neighbours in one concept."""
-    for group in _groups(drawings, lambda drawing: drawing.concept):
+    for concept, group in _groups(drawings, lambda drawing: drawing.concept):
         for first, second in itertools.pairwise(group):
             parts = (first.caption, first, second.caption, second)
-            yield Document("series", parts)
+            yield Document("series", concept, group, parts)
 
 
 # What a spec begins with -> the documents of all drawings.
@@ -106,22 +120,30 @@ def _colour(base: str) -> tuple[str, str] | None:
     return None
 
 
-def _groups(drawings: list[Drawing], key: Callable[[Drawing], str]) -> Iterator[list[Drawing]]:
-    """Those of two drawings or more, each in order of code points."""
+def _groups(
+    drawings: list[Drawing], key: Callable[[Drawing], str]
+) -> Iterator[tuple[str, tuple[Drawing, ...]]]:
+    """(key, its drawings in order of code points) where there are two or more."""
     found: dict[str, list[Drawing]] = {}
     for drawing in sorted(drawings):
         found.setdefault(key(drawing), []).append(drawing)
-    return (group for group in found.values() if len(group) > 1)
+    return ((of, tuple(group)) for of, group in found.items() if len(group) > 1)
 
 
 def _split(document: Document) -> str | None:
     """Of a document; None where it shows what is held out, but asks for nothing held out."""
     *shown, asked = (part.split for part in document.parts if isinstance(part, Drawing))
-    if asked == "test":
+    if document.kind == "colour":
+        if document.of.split()[-1] in _HELD_THINGS:
+            return "test_colour"
+        # The thing changes its colours in training, if not to this one.
+        asked = "heldout_composition" if asked == "test" else asked
+    elif asked == "test":
         return "test"
     if not all(split in _LEARNED for split in shown):
         return None
-    return "train" if asked in _LEARNED else asked
+    side = "train" if asked in _LEARNED else asked
+    return f"{side}_colour" if document.kind == "colour" else side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +173,7 @@ class View:
       info: of the view.
       split: its name.
       label: None.
+      documents: in order.
     """
 
     label = None
@@ -163,16 +186,20 @@ class View:
         sources: Mapping[str, Source],
     ):
         self.info, self.split = info, split
-        self._documents, self._sources = documents, sources
+        self.documents, self._sources = documents, sources
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self.documents)
 
     def __repr__(self) -> str:
         return f"View({self.info.name}, {self.split}, {len(self)} documents)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._example(index, lambda d: self._sources[d.split][d.index]["image"])
+        return self._example(index, self.image)
+
+    def image(self, drawing: Drawing) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return self._sources[drawing.split][drawing.index]["image"]
 
     def outline(self, index: int) -> dict[str, Any]:
         """``self[index]`` with None for its images, which are not decoded."""
@@ -183,7 +210,7 @@ class View:
         return map(self.outline, range(len(self)))
 
     def _example(self, index: int, image: Callable[[Drawing], Any]) -> dict[str, Any]:
-        document = self._documents[index]
+        document = self.documents[index]
         last = document.parts[-1]
         return {
             "parts": [part if isinstance(part, str) else image(part) for part in document.parts],

@@ -6,14 +6,16 @@ Axis letters: Q images, G captions, T tokens of a caption, n texts.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
-from mmx.data.mixture import open_mixture
+from mmx.data.mixture import entries, open_mixture
+from mmx.data.source import is_view, open_source
 from mmx.data.text import EOS_ID
-from mmx.eval import scenes, text_to_image, writing
+from mmx.eval import edits, scenes, text_to_image, writing
 from mmx.eval.evaluator import Batch
 from mmx.eval.grid import Section
 from mmx.eval.ngram import NGram
@@ -36,18 +38,52 @@ def report(task, run: OpenRun, seed: int) -> Report:
     names. The place of the true caption of held-out images among others by likelihood. Of texts
     that were mixed in, the perplexity of those held out.
 
+    Of a run on edits or series: :mod:`mmx.eval.edits` on each split of them, and then all that is
+    above of the pairs that were mixed in, which tells what it forgot.
+
     Args:
       task: a TransfusionTask.
       run: its run, whose weights are scored.
       seed: of the choice of captions and images, and of the drawing.
 
     Raises:
-      UserError: a run on documents that are no pairs.
+      UserError: a run on texts alone.
     """
     data = task.config.data
-    _check_pairs(data)
-    splits, attribution = open_splits(data)
+    pairs = _pairs(data)
+    if pairs is None and not is_view(data.source):
+        raise _no_pairs(data)
     model, writer = _model(task, run), _Writer(task, run)
+    scores, sections, told, attribution, rows = {}, [], [], "", None
+    if is_view(data.source):
+        scores, sections, subtitle, attribution = _edits(writer, model, seed)
+        told.append(subtitle)
+    if pairs is not None:
+        more, shown, subtitle, attribution, rows = _both_ways(writer, model, pairs, seed)
+        scores |= more
+        sections += shown
+        told.append(subtitle)
+    for name, split, examples in held_out_texts(data):
+        of = _perplexity(writer, name, examples)
+        scores |= {f"text/{name}/{split}/{score}": value for score, value in of.items()}
+    return Report(
+        scores,
+        sections,
+        subtitle="; ".join(told),
+        credit=f"Drawn and written by a model trained on {attribution}." if attribution else "",
+        info={
+            "settings": asdict(task.options()),
+            "prompts": [caption for section in sections for caption in section.captions],
+            "attribution": attribution,
+        },
+        # Of a run on pairs: `measured` refuses another one.
+        measured=None if is_view(data.source) else lambda: writer.with_texts(rows()),
+    )
+
+
+def _both_ways(writer: "_Writer", model: text_to_image.Model, data, seed: int):
+    """(scores, sections, subtitle, attribution, rows of the metrics) of pairs."""
+    splits, attribution = open_splits(data)
     unseen = next(split for split in splits if split not in ("train", text_to_image.HELD_OUT))
     if are_scenes(data.source):
         scores, sections, rows = scenes.report(model, splits, seed)
@@ -61,40 +97,51 @@ def report(task, run: OpenRun, seed: int) -> Report:
             f"captioned exactly {more['captions_train/exact']}"
         )
     scores |= more | _likelihood(writer, splits[unseen], unseen, seed)
-    for name, split, examples in held_out_texts(data):
-        of = _perplexity(writer, name, examples)
-        scores |= {f"text/{name}/{split}/{score}": value for score, value in of.items()}
-    sections += shown
-    return Report(
-        scores,
-        sections,
-        subtitle=subtitle,
-        credit=f"Drawn and written by a model trained on {attribution}." if attribution else "",
-        info={
-            "settings": asdict(task.options()),
-            "prompts": [caption for section in sections for caption in section.captions],
-            "attribution": attribution,
-        },
-        measured=lambda: writer.with_texts(rows()),
-    )
+    return scores, sections + shown, subtitle, attribution, rows
+
+
+def _edits(writer: "_Writer", model: text_to_image.Model, seed: int):
+    """(scores, sections, subtitle, attribution) of the documents of each split of a view."""
+    data = writer.task.config.data
+    info, kind = open_mixture(data).parts[0].info, data.source.partition(":")[0]
+    scores, sections = {}, []
+    rebuild = lambda image_u8: model.reconstruct(image_u8)[0]
+    for split in info.splits:
+        view = open_source(data.source, split, data.data_dir, needs_image=False)
+        more, shown = edits.report(writer.drawings, rebuild, view, data.image_size, seed)
+        scores |= {f"{kind}_{split}/{name}": score for name, score in more.items()}
+        sections += shown
+    right, chance = (scores[f"{kind}_test/right_variant{end}"] for end in ("", "_chance"))
+    subtitle = f"{kind} of unseen concepts: the right variant {right}, chance {chance:.2f}"
+    return scores, sections, subtitle, info.attribution
 
 
 def measured(task, run: OpenRun, seed: int) -> Iterator[Batch]:
     """The rows that the metrics of ``config.eval.metrics`` are of, those of :func:`report`: also
     what is written of the true images, and how likely the captions are by themselves."""
-    _check_pairs(task.config.data)
+    if "image" not in open_mixture(task.config.data).parts[0].outline(0):
+        raise _no_pairs(task.config.data)
     splits, _ = open_splits(task.config.data)
     asked = splits[asked_split(task.config, list(splits))]
     of = scenes if are_scenes(task.config.data.source) else text_to_image
     return _Writer(task, run).with_texts(of.measured(_model(task, run), asked, seed))
 
 
-def _check_pairs(data) -> None:
-    if "image" not in open_mixture(data).parts[0].outline(0):
-        raise UserError(
-            f"config.data.source={data.source!r}: a report is of images with a text each, and its "
-            "documents are others; the losses on config.eval.splits are in the run's TensorBoard"
-        )
+def _pairs(data) -> SimpleNamespace | None:
+    """The first of ``config.data`` that is images with a text each, as `open_splits` takes it."""
+    for source, split in entries(data):
+        of = dict(source=source, split=split, data_dir=data.data_dir, mix=())
+        if "image" in open_mixture(SimpleNamespace(**of)).parts[0].outline(0):
+            return SimpleNamespace(**of, image_size=data.image_size)
+    return None
+
+
+def _no_pairs(data) -> UserError:
+    return UserError(
+        f"config.data.source={data.source!r}: a report is of images with a text each, or of edits "
+        "and series, and its documents are others; the losses on config.eval.splits are in the "
+        "run's TensorBoard"
+    )
 
 
 def _model(task, run: OpenRun) -> text_to_image.Model:
@@ -126,7 +173,7 @@ def _model(task, run: OpenRun) -> text_to_image.Model:
 
 
 class _Writer:
-    """A run that writes and rates texts, as functions of the host."""
+    """A run that goes on with documents and rates texts, as functions of the host."""
 
     def __init__(self, task, run: OpenRun):
         self.task, self.run, self.rater = task, run, Rater(task, run.mesh)
@@ -147,6 +194,16 @@ class _Writer:
             progress.update(len(said))
         progress.close()
         return said
+
+    def drawings(self, documents: list[list], seed: int) -> np.ndarray:
+        """The picture that each document goes on with, uint8 [n, H, W, 3]."""
+        options = self.task.options(images=1, text=0)
+        progress, drawn = Progress(len(documents), "draw"), []
+        for part in self.run.generate_batches(documents, True, options, seed, batch_size=_AT_ONCE):
+            drawn += [parts[0] for parts in part]
+            progress.update(len(drawn))
+        progress.close()
+        return np.stack(drawn)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Of each text, without its end; long ones are cut as in training."""
