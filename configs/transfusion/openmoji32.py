@@ -16,22 +16,24 @@ from mmx.core.config import parse_arg
 
 
 def get_config(arg=""):
-    """``:tiny`` is a run of seconds, for tests."""
-    tiny = parse_arg(arg, tiny=False)["tiny"]
+    """``:edit`` goes on with such a run on edits; ``:tiny`` is a run of seconds, for tests."""
+    args = parse_arg(arg, tiny=False, edit=False)
+    tiny, edit = args["tiny"], args["edit"]
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
-    c.steps = 20 if tiny else 3500
+    c.steps = 20 if tiny else 800 if edit else 3500
     c.batch_size = 4
     c.dtype = "float32"
 
     c.data = dict(
-        source="tfds:openmoji/32",
+        source="edits:openmoji/32" if edit else "tfds:openmoji/32",
         data_dir="",
         # How often an epoch holds each example is the mixing: about 4 tokens of pairs to 1 of text,
-        # and five tones of one drawing teach less than five drawings.
-        split="train*200+train_toned*50",
-        mix=("tfds:wordnet train",),
+        # and five tones of one drawing teach less than five drawings. Edits: 4 of tones to 1 of
+        # colours, to 3 of pairs, to 2 of text, so that drawing and writing are not forgotten.
+        split="train*20+train_colour*200" if edit else "train*200+train_toned*50",
+        mix=("tfds:openmoji/32 train*70+train_toned*30",) * edit + ("tfds:wordnet train",),
         image_size=32,
         row_len=128 if tiny else 256,
         max_images=4 if tiny else 12,
@@ -59,10 +61,16 @@ def get_config(arg=""):
         weighting="velocity_cap_16",
         times="logit_normal",
     )
-    c.loss = dict(diffusion=1.0, chunk=128, image_first=0.2, noise_limit=0.5, drop=0.1)
+    c.loss = dict(
+        diffusion=1.0,
+        chunk=128,
+        image_first=0.2,
+        noise_limit=0.0 if edit else 0.5,  # what is edited is read clean, as at sampling
+        drop=0.1,
+    )
     c.optim = dict(
         name="adamw",
-        lr=1e-3,
+        lr=5e-4 if edit else 1e-3,
         b1=0.9,
         b2=0.95,
         weight_decay=0.03,

@@ -25,10 +25,11 @@ A Muse run gets scores with 95 % intervals and a captioned grid; a tokenizer run
 codebook use (KL and spread of continuous latents) on each split, and images beside their
 reconstructions; of a split, the first 5,000 examples: config.eval.examples is how many of them the
 scores during training see, and is not read here. Nor is config.eval.splits by a Muse run, which
-reports on every split. The scores go to RUN/evals.jsonl and, at the checkpoint's step, to
-TensorBoard. Each checkpoint is scored once: the same command again shows what is there, and
-computes what is missing alone, as a metric that is named later, or whose network came later
-(`mmx prepare features`).
+reports on every split. A Transfusion run on edits or series gets, for each split of them, how often
+it draws the right variant, and then the scores of the pairs that were mixed in. The scores go to
+RUN/evals.jsonl and, at the checkpoint's step, to TensorBoard. Each checkpoint is scored once: the
+same command again shows what is there, and computes what is missing alone, as a metric that is
+named later, or whose network came later (`mmx prepare features`).
 
 Metrics are those of config.eval.metrics: of what a Muse run draws, of what a tokenizer rebuilds.
 clip_score and cmmd need a CLIP that scores (config.eval.scorer); one that guided, taught or ordered

@@ -69,8 +69,8 @@ class Scorer:
             )
         if names and is_view(config.data.source):
             raise UserError(
-                f"{run_dir.path}: {', '.join(names)} are of images with a text each, but it learned "
-                f"from config.data.source={config.data.source!r}; only its own report scores it"
+                f"{run_dir.path}: {', '.join(names)} are of images with a text each, and it "
+                f"learned from {config.data.source}; only its own report scores it"
             )
         spec = config.eval.get("scorer", "") if scorer is None else scorer
         self._judge = judge.Judge(run_dir, config, names, spec, self.data_dir)

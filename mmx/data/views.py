@@ -232,30 +232,31 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
       UserError: see :func:`mmx.data.source.open_source`; a data set without the features that this
         needs; no such split (lists the splits).
     """
-    kind, _, name = spec.partition(":")
+    name = spec.partition(":")[2]
     base = open_source(f"tfds:{name}", "train", data_dir)
-    sources, drawings = _read(name, data_dir, base.info.fingerprint)
-    found: dict[str, list[Document]] = {}
-    for document in VIEWS[kind](drawings):
-        if (of := _split(document)) is not None:
-            found.setdefault(of, []).append(document)
+    sources, found, digest = _read(spec, data_dir, base.info.fingerprint)
     if split not in found:
         raise UserError(f"data.split={split}: {spec} has the splits {', '.join(found) or 'none'}")
     fields = {f.name: getattr(base.info, f.name) for f in dataclasses.fields(base.info)}
     fields |= {"name": spec, "splits": {of: len(part) for of, part in found.items()}}
-    info = ViewInfo(**fields, documents=_digest(found))
-    return View(info, split, found[split], sources)
+    return View(ViewInfo(**fields, documents=digest), split, found[split], sources)
 
 
 @functools.lru_cache(maxsize=2)  # a run opens its views several times, for seconds each
 def _read(
-    name: str, data_dir: PathLike | None, fingerprint: str
-) -> tuple[dict[str, Source], list[Drawing]]:
-    """The splits of a data set of this fingerprint, and what is drawn in all of them."""
+    spec: str, data_dir: PathLike | None, fingerprint: str
+) -> tuple[dict[str, Source], dict[str, list[Document]], str]:
+    """(the splits of a data set of this fingerprint, those of the view, digest of the latter)."""
     del fingerprint  # so that data prepared anew are read anew
+    kind, _, name = spec.partition(":")
     splits = open_source(f"tfds:{name}", "train", data_dir).info.splits
     sources = {split: open_source(f"tfds:{name}", split, data_dir) for split in splits}
-    return sources, [drawing for source in sources.values() for drawing in _drawings(source)]
+    drawings = [drawing for source in sources.values() for drawing in _drawings(source)]
+    found: dict[str, list[Document]] = {}
+    for document in VIEWS[kind](drawings):
+        if (of := _split(document)) is not None:
+            found.setdefault(of, []).append(document)
+    return sources, found, _digest(found)
 
 
 def _drawings(source: Source) -> Iterator[Drawing]:

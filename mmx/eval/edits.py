@@ -51,7 +51,7 @@ class Questions:
     true: np.ndarray
 
 
-def questions(view: View, size: int, seed: int, count: int = ASKED) -> Questions:
+def questions(view: View, size: int, seed: int, count: int) -> Questions:
     """Up to ``count`` documents of a split.
 
     Args:
@@ -157,14 +157,14 @@ def scores(
 def report(
     draw: Draw, rebuild: Callable[[np.ndarray], np.ndarray], view: View, size: int, seed: int
 ) -> tuple[Scores, list[Section]]:
-    """Scores of a split by its name, and its first edits: shown, drawn, asked for.
+    """Scores of a split, and some of its documents: what is shown, drawn, and asked for.
 
     Args:
       draw: goes on with each document by one picture.
       rebuild: uint8 [n, H, W, 3] through the codec.
       view, size, seed: as of :func:`questions`.
     """
-    asked = questions(view, size, seed)
+    asked = questions(view, size, seed, ASKED)
     drawn = draw(asked.prompts, seed)
     found = scores(drawn, draw(asked.others, seed), rebuild(asked.true), asked)
     show = np.random.default_rng(seed + 1).permutation(len(drawn))[:COLUMNS]
@@ -180,4 +180,4 @@ def report(
         Section(as_uint8(drawn[show]), [_instruction(document) for document in chosen]),
         Section(asked.true[show], [caption(document.parts[-1]) for document in chosen]),
     ]
-    return {f"{view.split}/{name}": score for name, score in found.items()}, sections
+    return found, sections

@@ -15,13 +15,17 @@ import mmx as package
 from mmx.cli.main import main
 from mmx.core import config as configs
 from mmx.core import rng as rngs
+from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
 from mmx.data.text import train_tokenizer
+from mmx.eval import edits
 from mmx.eval.grid import GAP, MARGIN, TILE
 from mmx.eval.png import read_metadata
 from mmx.models.registry import make_task
+from mmx.models.transfusion import report as reports
 from mmx.train.checkpoint import Checkpoints
+from mmx.train.start import read_weights
 from mmx.train.state import TrainState
 
 CAPTIONS = ("red heart", "violin", "dog face", "red apple", "make it blue", "a tree and a house")
@@ -189,3 +193,42 @@ def test_what_python_refuses(run, files):
         run.generate([["red heart"]], draw=True, images=0)
     with pytest.raises(UserError, match="--negative: a Transfusion run"):
         run.draw(["red heart"], "blue", run.options(), 0)
+
+
+def test_a_run_on_pairs_goes_on_with_edits_and_is_scored_by_them(
+    where, data_dir, tmp_path, capsys, monkeypatch
+):
+    run = RunDir(tmp_path / "edits")
+    of = {"codec.run": where.parent / "kl", "data.data_dir": data_dir}
+    of |= {"data.mix": "('tfds:openmoji/32 train*70',)", "preview_prompts": "()"}
+    of |= {"batch_size": 8, "steps": 2, "eval.examples": 8, "sample.steps": 1}
+    flags = [f"--config.{name}={value}" for name, value in of.items()]
+    spec = ["--config", "transfusion/openmoji32:tiny,edit", "--init_from", where]
+    call(capsys, "train", *spec, "--workdir", run.path, *flags)
+    assert run.tokenizer_file.read_bytes() == RunDir(where).tokenizer_file.read_bytes()
+    old, new = (tree.flatten(read_weights(r)[0]) for r in (RunDir(where), run))
+    moved = {path: np.abs(old[path] - new[path]).max() for path in new}
+    assert old.keys() == new.keys() and 0 < max(moved.values()) < 2e-3, moved
+
+    both = []
+
+    def both_ways(writer, model, data, seed):
+        """What pairs are scored by has tests of its own."""
+        both.append((data.source, data.split, data.image_size))
+        return {"training_caption_recall/r1": 0.5}, [], "recall", "OpenMoji", None
+
+    monkeypatch.setattr(edits, "ASKED", 8)
+    monkeypatch.setattr(reports, "_both_ways", both_ways)
+    told = call(capsys, "evaluate", run.path)
+    assert both == [("tfds:openmoji/32", "train*70", 32)]
+    scores = dict(line.split(maxsplit=1) for line in told.splitlines())
+    splits = {name.partition("/")[0] for name in scores if name.startswith("edits_")}
+    sides = ("train", "test", "heldout_composition")
+    assert splits == {f"edits_{side}{kind}" for side in sides for kind in ("", "_colour")}
+    assert scores["edits_test/right_variant_unchanged"].startswith("0 [0, ")
+    assert scores["edits_train/right_variant_chance"] == "0.1667"
+    assert scores["training_caption_recall/r1"] == "0.5"
+    record = read_metadata(run.samples / "evaluate-step2-seed0.png")
+    assert sum(text.startswith("make ") for text in record["prompts"]) == 6 * 8
+    assert main(["evaluate", str(run.path), "--metrics", "psnr"]) == 2
+    assert "psnr are of images with a text each" in capsys.readouterr().err

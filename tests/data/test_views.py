@@ -9,8 +9,6 @@ from mmx.data import emoji_table
 from mmx.data.source import open_source
 from mmx.data.views import Drawing, _split, colours, series, tones
 
-UNSEEN = ("test", "heldout_composition")
-
 
 def drawing(base, tone="none", split="train", concept=None):
     caption = base if tone == "none" else f"{base}, {tone} skin tone"
@@ -63,32 +61,73 @@ def test_series_are_neighbours_of_one_concept():
     ],
 )
 def test_training_shows_nothing_that_is_held_out(shown, asked, expected):
-    two = [drawing("red heart", split=shown), drawing("blue heart", split=asked)]
+    two = [drawing("man", "light", shown), drawing("man", "dark", asked)]
+    (document,) = (d for d in tones(two) if d.parts[1] == "make the skin tone dark")
+    assert _split(document) == expected
+
+
+@pytest.mark.parametrize(
+    "thing, shown, asked, expected",
+    [
+        ("heart", "train", "train", "train_colour"),
+        ("heart", "train", "test", "heldout_composition_colour"),
+        ("heart", "test", "train", None),
+        ("heart", "test", "test", None),
+        ("large square", "train", "train", "test_colour"),
+        ("square", "test", "train", "test_colour"),
+        ("square button", "train", "train", "train_colour"),
+    ],
+)
+def test_some_things_change_their_colour_in_no_training(thing, shown, asked, expected):
+    two = [drawing(f"red {thing}", split=shown), drawing(f"blue {thing}", split=asked)]
     (document,) = (d for d in colours(two) if d.parts[1] == "make it blue")
     assert _split(document) == expected
 
 
 def test_edits_of_openmoji(data_dir):
     by_split = emoji_table.assign_splits(emoji_table.load_entries()[1])
-    unseen = {entry.caption for split in UNSEEN for entry in by_split[split]}
-    learned = {e.concept for split in ("train", "train_toned") for e in by_split[split]}
-    for split in ("train", "test"):
-        view = open_source("edits:openmoji/32", split, data_dir, needs_image=False)
-        outlines = list(view.outlines())
-        assert {outline["kind"] for outline in outlines} == {"tone", "colour"}
-        assert all(o["parts"][0] is None and o["parts"][2] is None for o in outlines)
-        asked = {outline["caption"] for outline in outlines}
-        assert not asked & unseen if split == "train" else asked <= unseen
-    assert not {outline["concept"] for outline in outlines} & learned
-    assert len(view) == view.info.splits["test"] > 700 and view.info.splits["train"] > 6000
+    learned = {e.caption for split in ("train", "train_toned") for e in by_split[split]}
+    open_split = lambda split: open_source("edits:openmoji/32", split, data_dir, needs_image=False)
+    views = {split: open_split(split) for split in open_split("train").info.splits}
+    drawings = lambda document: [p for p in document.parts if isinstance(p, Drawing)]
+    concepts, asked, seen = {}, {}, set()
+    for split, view in views.items():
+        assert len(view) == view.info.splits[split]
+        assert {d.kind for d in view.documents} == {"colour" if "colour" in split else "tone"}
+        assert all({*drawings(d)} <= {*d.variants} for d in view.documents)
+        concepts[split] = {d.parts[-1].concept for d in view.documents}
+        concepts[split] |= {d.of for d in view.documents}
+        asked[split] = {d.parts[-1].caption for d in view.documents}
+        if split in ("train", "train_colour"):
+            seen |= {p.caption for d in view.documents for p in drawings(d)}
+    assert seen <= learned
+    # Of what `test` asks for, no document is trained on: none of the concept, none of the thing.
+    assert not concepts["test"] & concepts["train"] and not asked["test"] & learned
+    things = {split: {d.of for d in view.documents} for split, view in views.items()}
+    assert things["test_colour"] == {
+        "book",
+        *("square", "large square", "small square", "medium square", "medium-small square"),
+    }
+    assert not things["test_colour"] & things["train_colour"]
+    # Of a composition the concept is, and what is asked for is not.
+    for kind in ("", "_colour"):
+        held = asked[f"heldout_composition{kind}"]
+        assert not held & learned and not held & asked[f"train{kind}"]
+    assert things["heldout_composition_colour"] <= things["train_colour"] | {"hair"}
+    assert len(views["test"]) > 700 and len(views["train"]) > 6000
+    assert len(views["train_colour"]) > 150 and len(views["test_colour"]) > 50
+    view = views["test"]
     assert view.info.attribution == "OpenMoji, CC BY-SA 4.0"
+    outlines = list(view.outlines())
+    assert all(o["parts"][0] is None and o["parts"][2] is None for o in outlines)
     # The images are those of the drawings that the texts tell of.
     source = open_source("tfds:openmoji/32", "test", data_dir)
     index = {source.caption(i): i for i in range(len(source))}
     for i in range(0, len(view), 97):
         before, text, after = view[i]["parts"]
         assert np.array_equal(after, source[index[view[i]["caption"]]]["image"])
-        assert view[i]["kind"] == "tone" or text.startswith("make it "), text
+        assert np.array_equal(after, view.image(view.documents[i].parts[-1]))
+        assert text.startswith("make the skin tone ")
         assert before.shape == after.shape and not np.array_equal(before, after)
 
 

@@ -20,6 +20,7 @@ NAMES = list(configs.list_configs())
 SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", ":tiny")]
 SPECS += [f"vqgan/muse256:{arg}" for arg in ("fsq", "lfq", "tiny,fsq", "tiny,lfq")]
 SPECS += [f"transfusion/b16:{arg}" for arg in ("unet", "tiny,unet")]
+SPECS += [f"transfusion/openmoji32:{arg}" for arg in ("edit", "tiny,edit")]
 # muse config -> the tokenizer config it is trained on
 CODECS = {
     "muse/openmoji32": "vqgan/openmoji32",
