@@ -24,9 +24,16 @@ def get_config(arg=""):
     """``:tiny`` is a run of seconds on OpenMoji, after ``vqgan/transfusion256_kl:tiny``.
 
     ``:unet`` has the U-Net's halves for the linear maps (sec. 3.2).
+
+    What came after the paper, each by itself or together: ``:flow`` learns the velocity of the
+    rectified flow (arXiv 2403.03206) and is guided at some of the times alone. ``:by_modality``
+    gives the patches weights of their own in every layer (arXiv 2411.04996). ``:clean_copies`` lets
+    what follows an image read it clean, as at sampling, and learns the image in a copy of what
+    precedes it (arXiv 2505.14683); every pair has room for that in its row, though only the fifth
+    of them that begin with the image use it, so up to two fifths of the tokens are padding.
     """
-    args = parse_arg(arg, tiny=False, unet=False)
-    tiny, unet = args["tiny"], args["unet"]
+    args = parse_arg(arg, tiny=False, unet=False, flow=False, by_modality=False, clean_copies=False)
+    tiny, unet, flow, clean = (args[k] for k in ("tiny", "unet", "flow", "clean_copies"))
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
@@ -42,7 +49,7 @@ def get_config(arg=""):
         mix=("tfds:wordnet train",) if tiny else ("tfds:TEXTS train",),
         image_size=32 if tiny else 256,  # sec. 4.1
         row_len=128 if tiny else 4096,  # sec. 4.1
-        max_images=4 if tiny else 12,  # ours: 7 or 8 at the mean
+        max_images=4 if tiny else 16 if clean else 12,  # ours: 7 or 8 at the mean, and their copies
         threads=1 if tiny else 16,
     )
     # `config` is what preflight assumes of the tokenizer where no run of one is named.
@@ -63,7 +70,7 @@ def get_config(arg=""):
         positions=False,  # as the paper: RoPE along the row alone
         attention="auto",  # ours
         qk_norm=False,  # as Llama 2
-        by_modality=False,  # as the paper: all weights are shared but the patches' maps
+        by_modality=args["by_modality"],  # in the paper all but the patches' maps are shared
         remat="none" if tiny else "attention",  # ours
     )
     if unet:
@@ -71,18 +78,21 @@ def get_config(arg=""):
         c.model.channels = 8 if tiny else 576  # ours
         c.model.blocks = 1 if tiny else 3  # ours
     c.diffusion = dict(
-        schedule="cosine",  # sec. 4.1
-        prediction="eps",  # sec. 2.2
-        weighting="eps",  # eq. 3: the plain squared error
-        times="uniform",  # sec. 2.2
+        schedule="rectified_flow" if flow else "cosine",  # sec. 4.1
+        prediction="velocity" if flow else "eps",  # sec. 2.2
+        weighting="velocity" if flow else "eps",  # eq. 3: the plain squared error
+        times="logit_normal" if flow else "uniform",  # sec. 2.2
     )
     c.loss = dict(
-        diffusion=5.0,  # sec. 4.1: lambda
+        diffusion=1.0 if flow else 5.0,  # sec. 4.1: lambda
         chunk=128 if tiny else 512,  # ours
         image_first=0.2,  # sec. 4.1
         noise_limit=0.5,  # sec. 4.3
         drop=0.1,  # ours
     )
+    if clean:
+        c.loss.noise_limit = 0.0  # of what is read
+        c.loss.clean_copies = True  # arXiv 2505.14683
     c.optim = dict(
         name="adamw",  # sec. 4.1
         lr=3e-4,  # sec. 4.1
@@ -104,6 +114,11 @@ def get_config(arg=""):
         images=1,  # ours
         text=32 if tiny else 256,  # ours
     )
+    if flow:
+        # The solver's own grid (arXiv 2211.01095); guidance in the middle of the noise levels
+        # (arXiv 2404.07724), rescaled as in arXiv 2305.08891 table 2. Which times are ours.
+        c.sample.update(solver="dpmpp_2m", grid="even_log_snr", steps=4 if tiny else 50)
+        c.sample.update(guidance_interval=(0.1, 0.9), guidance_rescale=0.7)
     c.preview_prompts = ("red heart", "violin", "dog face", "red apple")
     c.eval = dict(
         splits=("test",),

@@ -271,10 +271,6 @@ class LatentCodec(Protocol):
         """float32 [B, H, W, 3] in [-1, 1] -> float32 [B, h, w, Z]: the means of the posteriors."""
         ...
 
-    def sample(self, weights: Any, image_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """A draw of the posteriors, of row i with key i; float32 [B, h, w, Z]."""
-        ...
-
     def decode(self, weights: Any, z_BhwZ: jax.Array) -> jax.Array:
         """float32 [B, h, w, Z] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""
         ...

@@ -19,7 +19,8 @@ GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "configs"
 NAMES = list(configs.list_configs())
 SPECS = [f"{name}{arg}" for name in NAMES for arg in ("", ":tiny")]
 SPECS += [f"vqgan/muse256:{arg}" for arg in ("fsq", "lfq", "tiny,fsq", "tiny,lfq")]
-SPECS += [f"transfusion/b16:{arg}" for arg in ("unet", "tiny,unet")]
+LATER = "unet,flow,by_modality,clean_copies"  # all that came after the paper
+SPECS += [f"transfusion/b16:{arg}" for arg in ("unet", LATER, f"tiny,{LATER}")]
 SPECS += [f"transfusion/openmoji32:{arg}" for arg in ("edit", "tiny,edit")]
 # muse config -> the tokenizer config it is trained on
 CODECS = {
@@ -232,13 +233,14 @@ def test_parameters_and_flops_of_clip_are_the_published(name, millions, gflops):
 # cli/test_clip.py.
 LONGER = ("vqgan/muse256", "vqgan/muse512", "clip/openmoji64")
 LONGER += ("vqgan/openmoji32_kl", "vqgan/transfusion256_kl")
-# The same text in their tiny forms as transfusion/b16, which trains with the U-Net here.
+# The same text in their tiny forms as transfusion/b16, which trains here, with all options too.
 LONGER += tuple(f"transfusion/{size}" for size in SIZES)
 
 
 @pytest.mark.parametrize(
     "spec",
-    [f"{name}:tiny" for name in NAMES if name not in LONGER] + ["transfusion/b16:tiny,unet"],
+    [f"{name}:tiny" for name in NAMES if name not in LONGER]
+    + ["transfusion/b16:tiny", f"transfusion/b16:tiny,{LATER}"],
 )
 def test_the_tiny_form_trains(build, spec):
     name = spec.partition(":")[0]

@@ -11,12 +11,14 @@ import pytest
 
 from mmx.core import config as configs
 from mmx.core import rng as rngs
+from mmx.core.errors import UserError
 from mmx.models.registry import make_task
 from mmx.models.transfusion import loss as losses
-from mmx.models.transfusion.generate import IMAGE, TEXT, finish, start
+from mmx.models.transfusion.generate import IMAGE, TEXT, draw_image, finish, start
 from mmx.models.transfusion.patches import PATCHES
-from mmx.models.transfusion.rows import NO_LABEL, pack
+from mmx.models.transfusion.rows import NO_LABEL, pack, prompt
 from mmx.nn.conv import depth_to_space
+from mmx.ops.diffusion.guidance import guide
 from mmx.ops.diffusion.predictions import to_x0
 from mmx.ops.diffusion.schedules import SCHEDULES
 
@@ -160,6 +162,38 @@ def test_packed_equals_unpacked(patches, by_modality):
     jax.tree.map(close, slopes, other_slopes)
 
 
+def test_clean_copies_are_the_documents_that_sampling_makes():
+    """In one row they give the loss and gradient of those documents, one a row; and the noise of an
+    image that something follows reaches nothing else."""
+    task, params = task_and_params("linear", False)
+    fn, (pair, text, parts) = graded("linear", False), documents(task)
+    packed = batch_of(task, [pair, text, parts], [], [], clean_copies=True)
+    assert packed["noise_limit"][0].tolist() == [1, 0, 1, 1]
+    (one, (own, diffusion, counts)), slopes = fn(params, packed, *noised(task, packed))
+    assert counts["images"] == 3
+    image = {"parts": [parts["parts"][0]]}  # up to the first image, which is all
+    apart = batch_of(task, [pair, text], [parts], [image], noise_limit=0.0)
+    apart["labels"][2] = NO_LABEL
+    (other, _), other_slopes = fn(params, apart, *noised(task, apart))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
+    jax.tree.map(close, slopes, other_slopes)
+
+    def moved(batch, slot):
+        """What another noise in an image does to (text loss, diffusion loss)."""
+        x, at = noised(task, batch)
+        at = at._replace(z=at.z.at[0, slot].add(1.0))
+        (_, (text, error, _)), _ = fn(params, batch, x, at)
+        return text, error
+
+    learned_again = moved(packed, 3)
+    assert learned_again[0] == own and learned_again[1] != diffusion
+    assert moved(packed, 1)[0] != own  # the clean one is what is read
+    noisy = batch_of(task, [pair, text, parts], [], [])
+    (_, (own, *_)), _ = fn(params, noisy, *noised(task, noisy))
+    assert moved(noisy, 1)[0] != own
+
+
 def test_a_batch_of_one_kind_has_one_loss():
     task, params = task_and_params("linear", False)
     fn, docs = graded("linear", False), documents(task)
@@ -262,6 +296,51 @@ def test_what_is_written_and_drawn_is_what_the_whole_model_reads(patches, by_mod
     moved = go(params, *(v[order] for v in inputs))
     np.testing.assert_array_equal(moved.tokens, out.tokens[order])
     np.testing.assert_allclose(moved.x, out.x[order], atol=2e-5)
+
+
+def test_guidance_and_the_grid_are_those_of_the_options():
+    """One step: the image is what the denoiser says at the first of the times."""
+    task, params = task_and_params()
+    row = prompt([" ".join("2345")], rules_of(task), 8)
+    x = np.zeros((1, 1, task.grid, task.grid, task.codec.latent_dim), np.float32)
+    inputs = [row[name][None] for name in ("tokens", "image")] + [row["first"][None, :1], x]
+
+    def drawn(**options):
+        @jax.jit
+        def go(params):
+            g = task.generator(params, task.options(steps=1, images=1, text=0, **options))
+            row_ = start(g, *inputs, row["length"][None], 64, np.array([IMAGE]))
+            return draw_image(g, row_, rngs.row_keys(KEY, "sample", jnp.arange(1))).x[:, 0]
+
+        return np.asarray(go(params))
+
+    cond, uncond = (drawn(guidance=w, grid="karras") for w in (1.0, 0.0))
+    assert np.abs(cond - uncond).max() > 1e-2
+    assert np.abs(cond - drawn(guidance=1.0, grid="trailing")).max() > 1e-2
+    guided = drawn(guidance=5.0, grid="karras", guidance_rescale=0.7)
+    expected = guide(lambda z, t: (cond, uncond), 5.0, rescale=0.7)(cond, jnp.ones(1))
+    np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
+    # Karras' first time is 0.988 of the rectified flow.
+    outside = drawn(guidance=5.0, grid="karras", guidance_interval=(0.0, 0.98))
+    np.testing.assert_allclose(outside, cond, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"grid": "even"}, r"grid='even': use one of .*karras"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale=1.5: give a share from 0 to 1"),
+        (
+            {"guidance_interval": (0.9, 0.1)},
+            r"guidance_interval=\(0.9, 0.1\): give two rising times",
+        ),
+    ],
+)
+def test_options_that_cannot_be(options, says):
+    with pytest.raises(UserError, match=says):
+        task_and_params()[0].options(**options)
+    with pytest.raises(UserError, match=f"config.sample.{says}"):
+        make(**{f"sample.{name}": value for name, value in options.items()})
 
 
 @pytest.mark.parametrize(("patches", "more"), [("linear", ()), ("unet", (8, 1))])

@@ -73,6 +73,31 @@ def test_shares_are_what_they_say():
     assert abs(first - 0.2) < 0.03 and abs(dropped - 0.08) < 0.02  # of those with caption first
 
 
+def test_clean_copies_by_hand():
+    """What follows an image reads it clean; it is learned at the end of a copy of what precedes."""
+    parts = {"parts": ["2", RED, "34", BLUE, "5"]}
+    row = packed(parts, {"text": "6"}, length=48, max_images=5, clean_copies=True)
+    i = [BOI, EOS, EOS, EOS]
+    whole, copy = [BOS, 2, *i, EOI, 3, 4, *i], [BOS, 2, *i]
+    assert row["tokens"][:38].tolist() == [*whole, EOI, 5, EOS, *copy, *whole, BOS, 6, EOS]
+    assert row["document"].tolist() == [0] * 16 + [1] * 6 + [2] * 13 + [3] * 3 + [-1] * 10
+    assert (np.flatnonzero(row["labels"] != -1) < 16).sum() == 7  # the copies learn no id
+    assert row["labels"][16:36].tolist() == [-1] * 19 + [6]
+    assert row["noise_limit"].tolist() == [0, 0, 1, 0, 1]
+    assert row["images"][:, 0, 0, 0].tolist() == [9, 7, 9, 9, 7]
+    for slot, first in enumerate(row["first"]):
+        assert np.flatnonzero(row["image"] == slot).tolist() == [first, first + 1, first + 2]
+    # A pair whose image comes last has nothing to copy, and room for it is planned all the same.
+    pair, of = {"text": "2", "image": RED}, rules(clean_copies=True, image_first=0.5, length=20)
+    taken = {seed: packed(pair, seed=seed, clean_copies=True, image_first=0.5) for seed in range(9)}
+    tokens = [(row["document"] >= 0).sum() for row in taken.values()]
+    assert set(tokens) == {8, 13} and of.count(pair) == (13, 2)
+    assert rules(clean_copies=True).count(parts) == (16 + 6 + 13, 5)
+    # A copy's image is cut off from what precedes it as often as any.
+    dropped = packed(parts, length=48, max_images=5, clean_copies=True, drop=1.0)
+    assert dropped["document"][:35].tolist() == [0] * 16 + [1] * 2 + [2] * 4 + [3] * 9 + [4] * 4
+
+
 def test_count_is_what_pack_writes():
     for document in ({"text": "234"}, {"text": "2", "image": RED}, {"parts": [RED, "2", BLUE]}):
         row = packed(document)

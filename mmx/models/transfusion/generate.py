@@ -27,7 +27,7 @@ from mmx.nn.cache import Cache, empty_cache, run_piece, write
 from mmx.nn.decoder import Layout
 from mmx.ops.diffusion.guidance import guide
 from mmx.ops.diffusion.predictions import to_x0
-from mmx.ops.diffusion.solvers import SOLVERS, solve, trailing
+from mmx.ops.diffusion.solvers import GRIDS, SOLVERS, solve
 from mmx.ops.spans import Bounds, bounds_of
 
 TEXT, IMAGE, DONE = range(3)
@@ -42,6 +42,8 @@ class GenerateOptions:
       steps: of the diffusion.
       solver: of :data:`mmx.ops.diffusion.solvers.SOLVERS`.
       guidance: w in uncond + w (cond - uncond); 1 runs the conditional model alone.
+      grid: of the times, of :data:`mmx.ops.diffusion.solvers.GRIDS`.
+      guidance_interval, guidance_rescale: of :func:`mmx.ops.diffusion.guidance.guide`.
       temperature: of the text's logits; 0 takes the most likely token.
       images: the most that a row draws; at 0 it writes text alone.
       text: the most tokens that a row writes between two images.
@@ -53,6 +55,9 @@ class GenerateOptions:
     temperature: float
     images: int
     text: int
+    grid: str = "trailing"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
 
     @classmethod
     def of(cls, config, **changes) -> "GenerateOptions":
@@ -61,7 +66,9 @@ class GenerateOptions:
         Raises:
           UserError: a value out of range, named ``config.sample.steps`` or, of a change, ``steps``.
         """
-        base = cls(**{f.name: config.sample[f.name] for f in fields(cls)})
+        base = cls(
+            **{f.name: config.sample[f.name] for f in fields(cls) if f.name in config.sample}
+        )
         base._check("config.sample.")
         options = replace(base, **{k: v for k, v in changes.items() if v is not None})
         options._check("")
@@ -75,6 +82,17 @@ class GenerateOptions:
             if not 0 <= value < float("inf"):
                 raise UserError(f"{prefix}{name}={value}: give a finite number of 0 or more")
         choose(f"{prefix}solver", SOLVERS, self.solver)
+        choose(f"{prefix}grid", GRIDS, self.grid)
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(
+                f"{prefix}guidance_rescale={self.guidance_rescale}: give a share from 0 to 1"
+            )
+        times = (0, *self.guidance_interval, 1)
+        if len(times) != 4 or sorted(times) != list(times):
+            raise UserError(
+                f"{prefix}guidance_interval={self.guidance_interval}: give two rising times, of 0, "
+                "clean, to 1, noise"
+            )
 
 
 class Row(NamedTuple):
@@ -258,14 +276,18 @@ def draw_image(g: Generator, row: Row, keys_B: jax.Array) -> Row:
         denoise = lambda z, t: predict(z, t, row.cache)
     else:
         both = lambda z, t: (predict(z, t, row.cache), predict(z, t, None))
-        denoise = guide(both, g.options.guidance)
+        of = g.options
+        denoise = guide(both, of.guidance, of.guidance_interval, of.guidance_rescale)
     # What a row draws depends on its own key and on how many it drew before.
     keys_B = jax.vmap(lambda key, n: jax.random.fold_in(key, n))(keys_B, row.drew)
     first_B = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys_B)
     rest_B = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys_B)
-    z_BhwZ = jax.vmap(lambda key: jax.random.normal(key, shape))(first_B)
-    times_R = trailing(g.options.steps)
-    x_BhwZ = solve(denoise, g.process.schedule, g.options.solver, times_R, z_BhwZ, rest_B)
+    schedule = g.process.schedule
+    times_R = GRIDS[g.options.grid](schedule, g.options.steps)
+    # As far from 0 as a noised latent is at the first of the times: the latents' deviation is 1.
+    spread = jnp.hypot(schedule.alpha(times_R[0]), schedule.sigma(times_R[0]))
+    z_BhwZ = spread * jax.vmap(lambda key: jax.random.normal(key, shape))(first_B)
+    x_BhwZ = solve(denoise, schedule, g.options.solver, times_R, z_BhwZ, rest_B)
 
     end_B1D = g.apply(jnp.full((B, 1), g.markers.eoi), method="embed_text")
     hidden_BTD, k, v, _ = block(x_BhwZ, jnp.zeros(B), row.cache, [end_B1D])

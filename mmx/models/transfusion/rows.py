@@ -54,6 +54,11 @@ class RowRules:
       noise_limit: the most noise of an image that something follows (sec. 3.3: 0.5). 0 gives it
         clean and without a loss: later text reads what it does at sampling, and an image is learned
         only where it is the last of a document.
+      clean_copies: an image that something follows is there twice (arXiv 2505.14683), whatever
+        ``noise_limit`` says: clean and without a loss where it is, and in full noise and learned at
+        the end of a copy of the document up to it, of which nothing else is learned. So all is read
+        as at sampling and all images are learned. (A second copy in the same document would read
+        two intervals of keys: what is before its image, and itself.)
       drop: how often what precedes an image that ends its document is hidden from it, for guidance:
         the image, from its marker on, becomes a document of its own, and what is before it is not
         learned.
@@ -69,13 +74,27 @@ class RowRules:
     image_first: float = 0.2
     noise_limit: float = 0.5
     drop: float = 0.1
+    clean_copies: bool = False
 
     def count(self, example: dict) -> tuple[int, int]:
-        """(tokens, images) of an example as a document, whatever is drawn."""
-        parts = parts_of(example)
-        texts = [part for part in parts if isinstance(part, str)]
-        images = len(parts) - len(texts)
-        return 2 + sum(len(self.encode(t)) for t in texts) + images * (self.patches + 2), images
+        """The most (tokens, images) that an example takes of a row, whatever is drawn."""
+        parts, sizes = parts_of(example), []
+        turned = is_pair(example) and self.clean_copies and self.image_first > 0
+        for ordered in [parts, parts[::-1]] if turned else [parts]:
+            tokens = images = 0
+            for document, is_copy in self.documents(ordered):
+                texts = [part for part in document if isinstance(part, str)]
+                images += len(document) - len(texts)
+                tokens += sum(len(self.encode(text)) for text in texts) + (0 if is_copy else 2)
+                tokens += (len(document) - len(texts)) * (self.patches + 2)
+            sizes.append((tokens, images))
+        return max(sizes)
+
+    def documents(self, parts: list) -> list[tuple[list, bool]]:
+        """(parts, is it a copy that ends in an image) of each document that parts become."""
+        ends = [n + 1 for n, part in enumerate(parts[:-1]) if not isinstance(part, str)]
+        copies = [(parts[:end], True) for end in ends] if self.clean_copies else []
+        return [(parts, False), *copies]
 
 
 def check_config(config, patches: int) -> None:
@@ -100,6 +119,11 @@ def parts_of(example: dict) -> list:
     if "parts" in example:
         return list(example["parts"])
     return [example["text"]] + ([example["image"]] if "image" in example else [])
+
+
+def is_pair(example: dict) -> bool:
+    """Is it one of which either part may come first?"""
+    return "parts" not in example and "image" in example
 
 
 def pack(examples: list[dict], rules: RowRules, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -131,7 +155,11 @@ def pack(examples: list[dict], rules: RowRules, rng: np.random.Generator) -> dic
     images: list[np.ndarray] = []
     at, documents = 0, 0
     for example in examples:
-        at, documents = _write(example, rules, rng, row, images, at, documents)
+        ordered = parts_of(example)
+        if is_pair(example) and rng.random() < rules.image_first:
+            ordered = ordered[::-1]
+        for parts, is_copy in rules.documents(ordered):
+            at, documents = _write(parts, is_copy, rules, rng, row, images, at, documents)
     row["images"] = np.zeros((M, rules.image_size, rules.image_size, 3), np.uint8)
     for slot, image in enumerate(images):
         row["images"][slot] = image
@@ -191,11 +219,10 @@ def prompt(parts: list, rules: RowRules, length: int) -> dict[str, np.ndarray]:
     }
 
 
-def _write(example, rules: RowRules, rng, row, images: list, at: int, documents: int):
+def _write(parts, is_copy: bool, rules: RowRules, rng, row, images: list, at: int, documents: int):
     """A document at a place of the row -> (the place after it, documents so far)."""
-    markers, parts = rules.markers, parts_of(example)
-    if "parts" not in example and "image" in example and rng.random() < rules.image_first:
-        parts = parts[::-1]
+    markers = rules.markers
+    followed = 0.0 if rules.clean_copies else rules.noise_limit
     tokens, learned, image_of = [markers.bos], [False], [-1]
     starts = []  # of images: (place of its marker, is it learned, its limit)
     for n, part in enumerate(parts):
@@ -206,12 +233,16 @@ def _write(example, rules: RowRules, rng, row, images: list, at: int, documents:
             image_of += [-1] * len(ids)
             continue
         last = n == len(parts) - 1
-        starts.append((len(tokens), 1.0 if last else rules.noise_limit))
+        starts.append((len(tokens), 1.0 if last else followed))
         tokens += [markers.boi, *[markers.eos] * rules.patches, markers.eoi]
         learned += [True, *[False] * (rules.patches + 1)]
         image_of += [-1, *[len(images)] * rules.patches, -1]
         images.append(rules.fit(part))
-    tokens, learned, image_of = [*tokens, markers.eos], [*learned, True], [*image_of, -1]
+    if is_copy:  # it ends with its last patch: of what follows, nothing is true of the whole
+        tokens, image_of = tokens[:-1], image_of[:-1]
+        learned = [False] * len(tokens)
+    else:
+        tokens, learned, image_of = [*tokens, markers.eos], [*learned, True], [*image_of, -1]
     end = at + len(tokens)
     if end > rules.length or len(images) > rules.max_images:
         raise UserError(

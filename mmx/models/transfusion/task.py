@@ -92,6 +92,7 @@ class TransfusionTask:
             image_first=of.image_first,
             noise_limit=of.noise_limit,
             drop=of.drop,
+            clean_copies=of.get("clean_copies", False),
         )
         self.options()
         self._samplers: dict = {}

@@ -57,7 +57,9 @@ class Rater:
 
     def __init__(self, task, mesh):
         self.task, self.mesh = task, mesh
-        self._rules = replace(task.rules, image_first=0.0, noise_limit=0.0, drop=0.0)
+        self._rules = replace(
+            task.rules, image_first=0.0, noise_limit=0.0, drop=0.0, clean_copies=False
+        )
         fn = lambda params, frozen, batch, key: _rate(task, params, frozen, batch, key)
         self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
         self._key = place(rngs.base_key(_EVAL_SEED), replicated(mesh))

@@ -234,12 +234,6 @@ class KlCodec(_Networks):
         """float32 [B, H, W, 3] in [-1, 1] -> posterior means float32 [B, h, w, Z], normalised."""
         return normalize(_moments(weights), self.latents(weights, image_BHWC))
 
-    def sample(self, weights: Any, image_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """A draw of each image's posterior by its own key, [B, h, w, Z], normalised."""
-        mean_BhwZ, log_var_BhwZ = self.apply_encoder(weights["params"], image_BHWC)
-        z_BhwZ = draw_posterior(mean_BhwZ, log_var_BhwZ, keys_B)
-        return normalize(_moments(weights), z_BhwZ)
-
     def decode(self, weights: Any, z_BhwZ: jax.Array) -> jax.Array:
         """normalised [B, h, w, Z] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""
         z_BhwZ = denormalize(_moments(weights), z_BhwZ)

@@ -295,6 +295,18 @@ def test_grids_fall_evenly_between_their_ends():
         np.testing.assert_allclose(level, wanted, rtol=1e-9)
 
 
+def test_grids_of_a_config_fall_within_the_schedule():
+    for schedule in SCHEDULES.values():
+        for name, grid in solvers.GRIDS.items():
+            t = np.asarray(grid(schedule, 9))
+            assert len(t) == 9 and (np.diff(t) < 0).all() and t[-1] > 0 and t[0] <= 1, name
+            if name != "trailing":  # arXiv 2206.00364 table 1, as far as there is such noise
+                level = np.exp(-np.asarray(schedule.log_snr(t)) / 2)
+                most = np.exp(-schedule.log_snr(1.0) / 2)
+                np.testing.assert_allclose(level[[0, -1]], [min(80, most), 0.002], rtol=2e-2)
+            np.testing.assert_array_equal(grid(schedule, 1), t[:1])
+
+
 def test_bad_names_say_what_to_choose():
     with pytest.raises(UserError, match="solver='plms': use one of ddpm, ddim, euler, heun"):
         solve(nonlinear, SCHEDULES["cosine"], "plms", np.ones(2), NOISE, KEYS)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmx.core import rng as rngs
 from mmx.ops.diffusion.schedules import SCHEDULES
-from mmx.ops.diffusion.times import TIMES, stratified
+from mmx.ops.diffusion.times import TIMES
 
 U = np.linspace(0.001, 0.999, 999)
 LEVEL = lambda schedule, t: np.exp(-np.asarray(schedule.log_snr(t)) / 2)  # sigma / alpha
@@ -39,25 +38,3 @@ def test_times_rise_with_u_and_are_finite_at_the_last_float32():
         for name, quantile in TIMES.items():
             t = quantile(u, schedule)
             assert (np.diff(t) > 0).all() and t[0] >= 0 and t[-1] <= 1, (schedule.name, name)
-
-
-def test_stratified_rows_are_even_in_a_block_and_depend_on_their_position_alone():
-    key, num = rngs.base_key(3), 64
-    draw = jax.jit(stratified, static_argnums=2)
-    position = jnp.arange(16 * num, dtype=jnp.uint32)
-    u = np.asarray(draw(key, position, num)).reshape(16, num)
-    for block in u:
-        np.testing.assert_allclose(np.diff(np.sort(block)), 1 / num, atol=3e-6)
-        assert (np.floor(np.sort(block) * num) == np.arange(num)).mean() > 0.98
-    assert len(np.unique(np.round(u[:, 0], 5))) == 16  # each block has an offset of its own
-    order = np.random.default_rng(0).permutation(16 * num)[:100]
-    np.testing.assert_array_equal(draw(key, position[order], num), u.reshape(-1)[order])
-    assert (u > 0).all() and (u < 1).all()
-
-
-def test_a_row_alone_is_uniform_too():
-    position = jnp.arange(4000, dtype=jnp.uint32) * 8 + 3
-    u = np.asarray(jax.jit(stratified, static_argnums=2)(rngs.base_key(0), position, 8))
-    # Kolmogorov-Smirnov: beyond this at one draw of a hundred.
-    gap = np.abs(np.sort(u) - (np.arange(len(u)) + 0.5) / len(u)).max()
-    assert gap < 1.63 / len(u) ** 0.5
