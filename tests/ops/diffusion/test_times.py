@@ -32,6 +32,13 @@ def test_quantiles_are_those_of_the_distribution(name):
         np.testing.assert_allclose(cdf, U[inside], atol=1e-8)
 
 
+def test_shifted_times_are_at_four_times_the_noise():
+    flow = SCHEDULES["rectified_flow"]
+    with jax.enable_x64(True):
+        t = np.asarray(TIMES["shift_4"](U, flow))
+        np.testing.assert_allclose(LEVEL(flow, t), 4 * LEVEL(flow, U), rtol=1e-9)
+
+
 def test_times_rise_with_u_and_are_finite_at_the_last_float32():
     u = jnp.array([1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
     for schedule in SCHEDULES.values():
