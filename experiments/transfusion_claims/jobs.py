@@ -1,0 +1,56 @@
+"""What there is to do, in order, and what of it is done: records, which are JSON files."""
+
+import json
+from pathlib import Path
+
+SEEDS = (0, 1, 2)
+RATES = (2e-3, 4e-3)  # each for a quarter of the budget, by seed 0; the best one goes on
+SHARES = (0.25, 0.5, 1.0)  # of the budget: the marks of a run
+CURVES = ("base", "discrete")  # scored at all marks, the others at the last one
+
+
+def read_records(out: Path) -> list[dict]:
+    """Of all runs in a folder, by name."""
+    return [json.loads(file.read_text()) for file in sorted(out.glob("*/record.json"))]
+
+
+def of_arm(arm: str, records: list[dict]) -> dict[tuple[float, int], dict]:
+    """(rate, seed) -> record."""
+    return {(r["lr"], r["seed"]): r for r in records if r["arm"] == arm}
+
+
+def best_rate(arm: str, records: list[dict]) -> float | None:
+    """The rate of least validation loss at seed 0's first mark; None until all rates are there."""
+    there, first = of_arm(arm, records), str(SHARES[0])
+    tried = {
+        lr: there[lr, SEEDS[0]]["marks"][first]["validation_loss"]
+        for lr in RATES
+        if first in there.get((lr, SEEDS[0]), {"marks": {}})["marks"]
+    }
+    return min(tried, key=tried.get) if len(tried) == len(RATES) else None
+
+
+def next_job(arm: str, seed: int, records: list[dict]) -> tuple[str, float, float] | None:
+    """What a run lacks first: ("train" or "score", rate, share of the budget).
+
+    Returns:
+      None when nothing is left, or seed 0 has to choose first.
+    """
+    there, best = of_arm(arm, records), best_rate(arm, records)
+    record = lambda lr: there.get((lr, seed), {"marks": {}, "scores": {}})
+    if best is None:
+        left = [lr for lr in RATES if not record(lr)["marks"]]
+        return ("train", left[0], SHARES[0]) if seed == SEEDS[0] else None
+    if left := [share for share in SHARES if str(share) not in record(best)["marks"]]:
+        return "train", best, left[0]
+    if seed != SEEDS[0] and not there.get((best, SEEDS[0]), {}).get("sampling"):
+        return None
+    shares = SHARES if arm in CURVES else SHARES[-1:]
+    # The last one first: it chooses how to sample.
+    left = [share for share in reversed(shares) if str(share) not in record(best)["scores"]]
+    return ("score", best, left[0]) if left else None
+
+
+def spent(arm: str, records: list[dict]) -> float:
+    """CPU-seconds of an arm."""
+    return sum(r["train_seconds"] + r["score_seconds"] for r in of_arm(arm, records).values())
