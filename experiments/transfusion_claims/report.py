@@ -19,7 +19,7 @@ DRAWING = ("object", "count", "size", "background", "all", MEAN)
 KINDS = ("drawing", "caption")
 STUDIES = {
     "a": ("Bidirectional attention inside images against causal", ("base", "causal")),
-    "b": ("Transfusion against the same transformer on discrete tokens", ("base", "discrete")),
+    "b": ("Transfusion against the same transformer on codes", ("base", "discrete")),
     "c": ("Patch size and codec", ("base", "patch4", "patch4_deep", "patch4_unet")),
     "d": ("A limit on the noise of images before captions against none", ("base", "no_limit")),
 }
@@ -223,11 +223,14 @@ def table(results: dict) -> str:
 def plot(results: dict, file: Path) -> None:
     """A panel a study: the mean of the factors, drawing and describing; (b) over FLOPs."""
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), sharey=True, layout="constrained")
     colours = dict(zip(KINDS, ("#1f5fa8", "#c8501e")))
     for axes, (letter, (title, arms)) in zip(panels, STUDIES.items()):
-        axes.set_title(f"({letter}) {title}", fontsize=8, loc="left", wrap=True)
+        first, _, second = title.partition(" against ")
+        head = f"({letter}) {first}" + (f"\nagainst {second}" if second else "")
+        axes.set_title(head, fontsize=8, loc="left")
         axes.grid(alpha=0.25, lw=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         for kind in KINDS:
@@ -243,6 +246,9 @@ def plot(results: dict, file: Path) -> None:
             axes.plot([], [], "o", c=colours[kind], ms=4, label=kind)
         if letter == "b":
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(ticker.FixedLocator([1, 2, 4, 8]))
+            axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_locator(ticker.NullLocator())
             axes.set_xlabel("TFLOP of training")
         else:
             axes.set_xticks(range(len(arms)), [arm.replace("_", "\n") for arm in arms], fontsize=8)

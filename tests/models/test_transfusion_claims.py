@@ -164,11 +164,12 @@ def test_a_nucleus_is_the_fewest_codes_that_hold_the_mass():
     assert kept(1.0) == [True] * 4
 
 
-def test_a_training_goes_on_where_it_was_stopped(tokenizer, tmp_path):
+def test_a_training_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
     """The same weights as in one go, to the bit; and an average that is not the weights."""
     task, _ = make("base", tokenizer, 2)
     one = training.Trainer(task, some_scenes(), tmp_path / "one.npz")
     assert one.go_on(1) and not one.go_on(2, deadline=0.0) and one.step == 1
+    monkeypatch.setattr(training, "plan_training", lambda *_: one.plan)  # compiled once
     two = training.Trainer(task, some_scenes(), tmp_path / "one.npz")
     assert one.go_on(2) and two.go_on(2) and two.step == 2
     training.write_weights(tmp_path / "weights.npz", one.state.averaged)
