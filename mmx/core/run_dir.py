@@ -3,7 +3,7 @@
 RUN/config.json        the resolved config
 RUN/tokenizer.json     the text tokenizer, copied from the dataset
 RUN/data.json          which data it learns from: where it lay, its splits and fingerprint
-RUN/lengths.npy        of the documents, where rows hold several
+RUN/lengths.npz        of the documents, where rows hold several
 RUN/environment.json   versions, devices, command of each start
 RUN/checkpoints/STEP/  Orbax
 RUN/checksums/         of the checkpoints' files, by step
@@ -307,7 +307,7 @@ def open_or_create(workdir: "str | Path", config: ConfigDict) -> RunDir:
     run = RunDir(workdir)
     check_workdir(run, config)
     if not run.has_saved():
-        for file in (run.tokenizer_file, run.data_file, run.path / "lengths.npy"):
+        for file in (run.tokenizer_file, run.data_file, run.path / "lengths.npz"):
             file.unlink(missing_ok=True)
         if not keeps_stages(run, config):
             (run.path / "stages").rmtree(missing_ok=True)

@@ -19,8 +19,10 @@ Legend: N documents of an epoch.
 
 import bisect
 import dataclasses
+import hashlib
 import io
 import itertools
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +35,7 @@ from mmx.data import pipeline
 from mmx.data.mixture import Mixture, open_mixture
 
 _MEMBERS = 2  # tag: apart from pipeline.PERMUTATION, which orders the rows
-_FILE = "lengths.npy"  # of a run
+_FILE = "lengths.npz"  # of a run
 Size = tuple[int, int]  # (tokens, images) of a document
 
 
@@ -124,6 +126,7 @@ class Plan:
     Attributes:
       rows: of an epoch.
       fill: the share of their tokens that documents take.
+      images: of a row, at the mean.
     """
 
     def __init__(self, sizes_N2: np.ndarray, length: int, max_images: int):
@@ -145,6 +148,7 @@ class Plan:
                 used[kind] += each * pattern.rows
         self.rows = self._starts[-1]
         self.fill = float(sizes_N2[:, 0].sum() / (self.rows * length))
+        self.images = float(sizes_N2[:, 1].sum() / self.rows)
 
     def documents(self, seed: int, epoch: int, offset: int) -> list[int]:
         """The documents of an epoch's row, as numbers in [0, N).
@@ -212,12 +216,13 @@ def open_stream(config, task, run, say: Callable[[str], None] | None = None) -> 
     """
     source = open_mixture(config.data)
     parts = list({id(part): part for part in source.parts}.values())
-    sizes = _stored(run, sum(map(len, parts)))
+    data = _digest(parts)
+    sizes = _stored(run, data)
     if sizes is None:
         sizes = measure(parts, task.document_tokens, quiet=say is None)
         _check(parts, sizes, config.data)
         if say is not None:
-            _store(run, sizes)
+            _store(run, sizes, data)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     size_of = {id(part): found for part, found in zip(parts, np.split(sizes, ends))}
     sizes_N2 = np.concatenate([size_of[id(part)] for part in source.parts])
@@ -274,21 +279,28 @@ def _check(parts: list[Any], sizes: np.ndarray, data) -> None:
     )
 
 
-def _stored(run, count: int) -> np.ndarray | None:
+def _digest(parts: list[Any]) -> str:
+    """Of what the lengths are of, but for the config and the tokenizer, which a run keeps."""
+    of = [f"{part.info.name} {part.split} {len(part)} {part.info.fingerprint}" for part in parts]
+    return hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
+
+
+def _stored(run, data: str) -> np.ndarray | None:
     """The lengths that the run keeps; None when it keeps none yet."""
     file = run.path / _FILE
     if not file.is_file():
         return None
     try:
-        sizes = np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as kept:
+            sizes, of = kept["sizes"], str(kept["data"])
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: damaged; delete it to measure anew") from error
-    if sizes.shape != (count, 2):
+    if of != data:
         raise UserError(f"{file}: not of this data; delete it to measure anew")
     return sizes
 
 
-def _store(run, sizes: np.ndarray) -> None:
+def _store(run, sizes: np.ndarray, data: str) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, sizes)
+    np.savez(buffer, sizes=sizes, data=data)
     storage.write(run.path / _FILE, buffer.getvalue())

@@ -87,7 +87,8 @@ class Task(Protocol):
         ...
 
     def train_flops_per_row(self) -> float:
-        """Model FLOPs of one row's forward and backward pass."""
+        """Model FLOPs of one row's forward and backward pass. Of a task whose rows hold several
+        documents it takes ``images``, how many a row has at the mean."""
         ...
 
     def evaluators(self, mesh: Any) -> list:

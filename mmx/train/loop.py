@@ -13,7 +13,7 @@ from mmx.data import packing, pipeline
 from mmx.data.source import open_source
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.goodput import Goodput
-from mmx.train.metrics import Meter, Writer, brief, peak_flops
+from mmx.train.metrics import Meter, Writer, brief, peak_flops, row_flops
 from mmx.train.plan import plan_training
 from mmx.train.profiler import Profile
 from mmx.train.sharding import batch_sharding, make_mesh, place, replicated
@@ -119,9 +119,9 @@ def _train(task, config, run: RunDir, init_from, clock: Goodput, profile, stop) 
             progress.update(done)
 
     save = clock.span("save")(checkpoints.save)
-    meter = Meter(clock, start, config.batch_size, task.train_flops_per_row, peak_flops())
-    scores, pending, saved = {}, None, start if restored else -1
     stream = _open_stream(task, config, run, progress.say if is_host_0 else None)
+    meter = Meter(clock, start, config.batch_size, row_flops(task, stream), peak_flops())
+    scores, pending, saved = {}, None, start if restored else -1
     if is_host_0 and stream.source.info.attribution:
         storage.write(run.attribution_file, stream.source.info.attribution + "\n")
     with contextlib.ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from etils.epath import PathLike
 
 from mmx.core import storage
 from mmx.core.errors import UserError
+from mmx.data.packing import PackedStream
 from mmx.train.goodput import Goodput
 
 # Peak bf16 FLOP/s of one device by jax's device_kind; vendors' data sheets, dense.
@@ -165,6 +166,13 @@ def _disk_errors(file):
         raise UserError(
             f"{error}; run the same command again to go on from the last checkpoint"
         ) from error
+
+
+def row_flops(task, stream) -> Callable[[], float]:
+    """Model FLOPs of a row: of one that holds several documents with as many images as it has."""
+    if isinstance(stream, PackedStream):
+        return lambda: task.train_flops_per_row(images=stream.plan.images)
+    return task.train_flops_per_row
 
 
 class Meter:

@@ -16,7 +16,7 @@ from mmx.core.run_dir import RunDir
 from mmx.data import packing
 from mmx.data.mixture import open_mixture, open_training, texts
 from mmx.data.packing import PackedStream, Plan, best_fit
-from mmx.data.source import open_source
+from mmx.data.source import DataInfo, open_source
 
 LENGTH, IMAGES = 40, 2
 
@@ -183,7 +183,7 @@ def make_config(root, **changes):
     return ConfigDict(dict(seed=1, data=data | changes))
 
 
-def test_a_run_measures_once_and_goes_on_with_the_same_rows(root, tmp_path):
+def test_a_run_measures_once_and_goes_on_with_the_same_rows(root, tmp_path, monkeypatch):
     config, run, said = make_config(root), RunDir(tmp_path), []
     task = Task()
     stream = packing.open_stream(config, task, run, said.append)
@@ -198,6 +198,7 @@ def test_a_run_measures_once_and_goes_on_with_the_same_rows(root, tmp_path):
     ]
     rows = [stream.row(position) for position in range(stream.plan.rows)]
     assert sum(row["pictures"] for row in rows) == 24
+    assert stream.plan.images == 24 / len(rows)
     assert sum(int(row["words"]) for row in rows) == words
 
     again = Task()
@@ -207,12 +208,16 @@ def test_a_run_measures_once_and_goes_on_with_the_same_rows(root, tmp_path):
         assert resumed.documents(position) == stream.documents(position)
     elsewhere = packing.open_stream(config, Task(), RunDir(tmp_path / "other"), None)
     assert elsewhere.documents(9) == stream.documents(9) and not (tmp_path / "other").exists()
-    file = run.path / "lengths.npy"
+    file = run.path / "lengths.npz"
+    kept = file.read_bytes()
     file.write_bytes(b"?")
-    with pytest.raises(UserError, match=r"lengths.npy: damaged; delete it"):
+    with pytest.raises(UserError, match=r"lengths.npz: damaged; delete it"):
         packing.open_stream(config, task, run)
-    np.save(file, np.ones((3, 2), np.int32))
-    with pytest.raises(UserError, match=r"lengths.npy: not of this data"):
+    file.write_bytes(kept)
+    packing.open_stream(config, task, run)
+    # As many documents, but of data that was built anew.
+    monkeypatch.setattr(DataInfo, "fingerprint", "another")
+    with pytest.raises(UserError, match=r"lengths.npz: not of this data; delete it"):
         packing.open_stream(config, task, run)
 
 

@@ -162,6 +162,8 @@ def test_the_papers_numbers_of_transfusion():
     layer = L * (4 * D**2 + 3 * D * F) + L * (L + 1) * D
     maps = images * 2 * 32 * D + 12 * 256 * 32
     assert task.train_flops_per_row() == 6 * (32 * layer + L * D * 32_128 + maps)
+    half = task.train_flops_per_row(images=6)  # of those there, not of all places for one
+    assert half == 6 * (32 * layer + L * D * 32_128 + maps / 2)
     unet = make_task(configs.load_config("transfusion/b16:unet"), None, abstract=True)
     more = tree.num_params(jax.eval_shape(unet.init, jax.random.key(0))[0]) - counts["b16"]
     assert more == pytest.approx(0.27e9, rel=0.02)

@@ -1,6 +1,7 @@
 """The loop: evaluation changes nothing, metrics come one step late, bad steps change nothing."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ from conftest import read_scalars, training
 
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
-from mmx.train import loop, plan
+from mmx.data import packing, pipeline
+from mmx.train import loop, metrics, plan
 from mmx.train.start import read_weights
 
 
@@ -46,6 +48,14 @@ def test_a_score_that_fails_does_not_cost_the_training_before_it(
         with pytest.raises(RuntimeError, match="no score"):
             train_toy(toy_config(eval_every=99, preview_every=99), tmp_path / "run")
     assert RunDir(tmp_path / "run").steps()[-1] == 12
+
+
+def test_flops_of_packed_rows_are_of_the_images_there():
+    task = SimpleNamespace(train_flops_per_row=lambda images=12: 100 + images)
+    plan_ = packing.Plan(np.array([[9, 1], [9, 1], [4, 0], [9, 1]]), 20, 12)
+    packed = packing.PackedStream(None, None, 0, plan_)
+    assert metrics.row_flops(task, packed)() == 100 + 3 / plan_.rows == 101.5
+    assert metrics.row_flops(task, pipeline.Stream([{}], None, 0))() == 112
 
 
 class Spy:

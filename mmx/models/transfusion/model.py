@@ -168,7 +168,7 @@ def train_flops(model: TransfusionModel, params, row_len: int, images: tuple) ->
     Args:
       model, params: the network; shapes of its parameters.
       row_len: L.
-      images: (M, h, w, Z); a place for an image counts as one.
+      images: (how many at the mean, h, w, Z); a place without one has no FLOPs of the model's.
     """
     flat = tree.flatten(params)
     used = lambda path: path.startswith(("decoder/", "head/")) and "/image_" not in path
@@ -181,7 +181,7 @@ def train_flops(model: TransfusionModel, params, row_len: int, images: tuple) ->
         shape = z_BMhwZ.shape
         return model.apply({"params": params}, x_BQD, kept, shape, method="predict_patches")
 
-    z = jax.ShapeDtypeStruct((1, *images), jnp.float32)
-    t = jax.ShapeDtypeStruct((1, images[0]), jnp.float32)
-    patches = matmul_flops(maps, params, z, t)
+    z = jax.ShapeDtypeStruct((1, 1, *images[1:]), jnp.float32)
+    t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    patches = images[0] * matmul_flops(maps, params, z, t)
     return 3.0 * (2 * weights * row_len + attention + patches)

@@ -175,7 +175,10 @@ class TransfusionTask:
     # Training
 
     def latents(self, frozen, image_u8: jax.Array) -> jax.Array:
-        """uint8 [..., H, W, 3] -> normalised latents float32 [..., h, w, Z]."""
+        """uint8 [..., H, W, 3] -> normalised latents float32 [..., h, w, Z].
+
+        Places of a row without an image are blank ones and cost as much: shapes are fixed.
+        """
         flat = image_u8.reshape(-1, *image_u8.shape[-3:])
         z = jax.lax.stop_gradient(self.codec.encode(frozen["codec"], to_float(flat)))
         return z.astype(jnp.float32).reshape(*image_u8.shape[:-3], *z.shape[1:])
@@ -219,11 +222,12 @@ class TransfusionTask:
         layout = self.layout(batch["document"], batch["image"], batch["first"])
         return self.model.apply({"params": params}, *rows, noised.z, noised.t, layout)
 
-    def train_flops_per_row(self) -> float:
-        """See :func:`mmx.models.transfusion.model.train_flops`."""
+    def train_flops_per_row(self, images: float | None = None) -> float:
+        """See :func:`mmx.models.transfusion.model.train_flops`; by default of as many as fit."""
         params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
-        images = (self.config.data.max_images, self.grid, self.grid, self.codec.latent_dim)
-        return train_flops(self.model, params, self.config.data.row_len, images)
+        images = self.config.data.max_images if images is None else images
+        shape = (images, self.grid, self.grid, self.codec.latent_dim)
+        return train_flops(self.model, params, self.config.data.row_len, shape)
 
     # Sampling
 
