@@ -96,7 +96,7 @@ def test_validation(build, ready, rater):
 def test_shuffled_documents_keep_their_images():
     image = lambda n: np.full((2, 2, 3), n, np.uint8)
     documents = [{"parts": [image(n), f"text {n}", image(n)]} for n in range(5)]
-    shuffled = validation.Shuffled(documents, 4)
+    shuffled = validation.Shuffled(documents, 4, lambda document: True)
     assert [document["parts"][1] for document in shuffled] == [
         "text 2",
         "text 3",
@@ -104,6 +104,58 @@ def test_shuffled_documents_keep_their_images():
         "text 1",
     ]
     assert [document["parts"][2][0, 0, 0] for document in shuffled] == [0, 1, 2, 3]
+
+
+def test_shuffled_documents_fit_a_row_and_have_texts():
+    image = np.zeros((2, 2, 3), np.uint8)
+    documents = [{"parts": [image, text, image]} for text in ("a", "bb", "c" * 9, "d")]
+    documents[3] = {"parts": [image]}
+    fits = lambda document: sum(len(p) for p in document["parts"] if isinstance(p, str)) < 5
+    shuffled = validation.Shuffled(documents, 4, fits)
+    # Two further: too long for the first; no text at all for the second; the third takes any.
+    assert [document["parts"][1] for document in list(shuffled)[:3]] == ["bb", "a", "a"]
+    alone = validation.Shuffled(documents, 4, lambda document: False)
+    assert [document["parts"][1] for document in list(alone)[:3]] == ["a", "bb", "c" * 9]
+
+
+def test_rows_are_as_long_as_the_longest_document_needs(build, ready, monkeypatch):
+    """Whichever comes first; and texts or pairs alone have short ones."""
+    task, params, frozen, mesh = ready
+    (pair,) = pairs(build, 1)
+    monkeypatch.setattr(task, "rules", dataclasses.replace(task.rules, length=512))
+    rater = validation.Rater(task, mesh)
+    shapes = []
+
+    def scores(params, frozen, batch, key):
+        (B, L), M = batch["tokens"].shape, batch["first"].shape[1]
+        shapes.append((L, M))
+        whole, each = np.zeros(B), np.zeros((B, M))
+        return whole, whole, each, each, each, batch["_mask"]
+
+    monkeypatch.setattr(rater, "_fn", scores)
+    text, two = {"text": "a tree"}, {"parts": [pair["image"], pair["image"]]}
+    series = {"parts": [*(pair["image"], "a tree") * 4]}
+    for examples in ([text], [text, pair], [text, two], [pair, text, series], [series, text]):
+        assert len(rater.rate(params, frozen, examples).nll) == len(examples)
+    assert shapes == [(128, 1), (128, 1), (128, 2), (512, 4), (512, 4)]
+    assert rater.rate(params, frozen, [text, series], 1) and shapes[-1] == (128, 1)
+    assert rater.fits(series) and not rater.fits({"parts": [pair["image"]] * 9})
+
+
+def test_a_model_that_reads_captions_has_a_gap_above_zero():
+    """An error of how far the text is from its image's: 4 with another's of eight, by two."""
+    image = lambda n: np.full((2, 2, 3), n, np.uint8)
+    examples = [{"text": str(n), "image": image(n)} for n in range(8)]
+
+    def rate(params, frozen, examples, limit=None):
+        texts, images = zip(*(validation.parts_of(examples[n]) for n in range(8)))
+        error = np.array([[abs(int(t) - int(x[0, 0, 0]))] for t, x in zip(texts, images)])
+        return validation.Rated(np.ones(8), np.ones(8), error, error >= 0, error / 8)
+
+    config = SimpleNamespace(eval=SimpleNamespace(examples=8))
+    rater = SimpleNamespace(rate=rate, fits=lambda _: True, task=SimpleNamespace(config=config))
+    scores = dict(validation.Validation(rater, "test", examples).run({}, {}, {}))
+    assert scores["test/diffusion_loss"] == 0 and scores["test/conditioning_gap"] == 4
 
 
 def test_each_text_after_each_prompt_is_what_the_whole_model_says(build, ready, rater):
@@ -118,11 +170,15 @@ def test_each_text_after_each_prompt_is_what_the_whole_model_says(build, ready, 
     prompts = task.prompt_rows([[image] for image in images], draw=False)
     options = task.options(images=0, text=0)
 
+    boi, eos = task.markers.boi, task.markers.eos
+
     @jax.jit
     def fn(params, frozen, prompts):
-        return text_nll(*task.read(params, frozen, prompts, options), tokens, length)
+        read = task.read(params, frozen, prompts, options)
+        return [text_nll(*read, tokens, length, ends) for ends in ((eos,), (boi,), (eos, boi))]
 
-    nll = np.asarray(fn(params, frozen, prompts))
+    nll, by_image, either = map(np.asarray, fn(params, frozen, prompts))
+    np.testing.assert_allclose(-either, np.logaddexp(-nll, -by_image), rtol=1e-5)
     documents = [{"parts": [image, text]} for image in images for text in texts]
     rated = rater.rate(params, frozen, documents)
     # A document says besides that an image begins, which the prompt has said.

@@ -3,6 +3,8 @@
 Axis letters: B prompts, G texts, T tokens of a text, L places, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -19,8 +21,10 @@ def token_nll(logits_BLV: jax.Array, labels_BL: jax.Array) -> jax.Array:
     return jnp.where(labels_BL == NO_LABEL, 0.0, -log_p_BL)
 
 
-def text_nll(g: Generator, row: Row, tokens_GT: jax.Array, length_G: jax.Array) -> jax.Array:
-    """-ln p of each text as what follows each prompt, its end included: float32 [B, G].
+def text_nll(
+    g: Generator, row: Row, tokens_GT: jax.Array, length_G: jax.Array, ends: Sequence[int]
+) -> jax.Array:
+    """-ln p of each text, and that it ends there, as what follows each prompt: float32 [B, G].
 
     What the prompts keep is read by all texts, so each costs its own tokens alone.
 
@@ -29,12 +33,13 @@ def text_nll(g: Generator, row: Row, tokens_GT: jax.Array, length_G: jax.Array) 
       row: the prompts, read: of :func:`mmx.models.transfusion.generate.start`.
       tokens_GT: int ids of the texts, without an end, padded with anything.
       length_G: of the texts, at most T.
+      ends: ids any of which ends a text, such as the end of the document or an image's marker.
     """
     G, T = tokens_GT.shape
     place_U = jnp.arange(T + 1)
     ended_GU = jnp.pad(tokens_GT, ((0, 0), (0, 1)))
     labels_GU = jnp.where(place_U < length_G[:, None], ended_GU, NO_LABEL)
-    labels_GU = jnp.where(place_U == length_G[:, None], g.markers.eos, labels_GU)
+    ends_GU = place_U == length_G[:, None]
     end_GT = jnp.broadcast_to(1 + jnp.arange(T), (G, T))
     bounds = Bounds(jnp.zeros_like(end_GT), end_GT)
     nowhere_GQ = jnp.full((G, g.patches), T)
@@ -49,7 +54,8 @@ def text_nll(g: Generator, row: Row, tokens_GT: jax.Array, length_G: jax.Array) 
         first_G1V = jnp.broadcast_to(logits_V, (G, 1, *logits_V.shape))
         logits_GTV = g.apply(hidden_GTD, method="logits")
         logits_GUV = jnp.concatenate([first_G1V, logits_GTV], axis=1)
-        return token_nll(logits_GUV, labels_GU).sum(1)
+        log_p_GU = jax.nn.logsumexp(jax.nn.log_softmax(logits_GUV)[..., jnp.array(ends)], axis=-1)
+        return token_nll(logits_GUV, labels_GU).sum(1) - jnp.where(ends_GU, log_p_GU, 0.0).sum(1)
 
     cache = row.cache
     prompts = cache.k.swapaxes(0, 1), cache.v.swapaxes(0, 1), cache.length_B, row.logits

@@ -180,7 +180,9 @@ class _Writer:
 
         def fn(params, frozen, prompts, tokens_GT, length_G):
             g, row = task.read(params, frozen, prompts, task.options(images=0, text=0))
-            return text_nll(g, row, tokens_GT, length_G)
+            # A caption ends where the document does, or its image begins.
+            ends = task.markers.eos, task.markers.boi
+            return text_nll(g, row, tokens_GT, length_G, ends)
 
         self._after = jit_sharded(fn, run.mesh, out_shardings=replicated(run.mesh))
 
@@ -214,14 +216,14 @@ class _Writer:
         examples = [{"text": text} for text in texts]
         return self.rater.rate(self.run.params, self.run.frozen, examples)
 
-    def after(self, image_u8: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        """-ln p of each text after each image, [Q, G]."""
+    def after(self, documents: list[list], texts: Sequence[str]) -> np.ndarray:
+        """-ln p of each text, to its end, as what follows each document, [Q, G]."""
         ids = self.ids(texts)
         length_G = np.array([len(text) for text in ids])
         tokens_GT = np.zeros((len(ids), length_G.max()), np.int32)
         for row, text in zip(tokens_GT, ids):
             row[: len(text)] = text
-        prompts = self.task.prompt_rows([[image] for image in image_u8], draw=False)
+        prompts = self.task.prompt_rows(documents, draw=False)
         prompts, count = fill_rows(prompts, self.run.mesh)
         params, frozen = self.run.params, self.run.frozen
         return np.asarray(self._after(params, frozen, prompts, tokens_GT, length_G))[:count]
@@ -274,8 +276,9 @@ def _likelihood(writer: _Writer, examples, split: str, seed: int) -> dict:
     """The place of the true caption of held-out images among those of all, by likelihood."""
     true = _some(examples, writing.RANKED, seed)
     captions = [example["text"] for example in true]
-    nll_QG = writer.after([example["image"] for example in true], captions)
-    scores = writing.rank_scores(nll_QG, writer.rate(captions).nll, captions)
+    nll_QG = writer.after([[example["image"]] for example in true], captions)
+    (prior_G,) = writer.after([[]], captions)
+    scores = writing.rank_scores(nll_QG, prior_G, captions)
     parts = {id(part): part for part in open_mixture(writer.task.config.data).parts}.values()
     learned = itertools.chain.from_iterable(part.outlines() for part in parts)
     known = [example["text"] for example in learned if "image" in example]

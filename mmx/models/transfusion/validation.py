@@ -4,7 +4,7 @@ Axis letters: B rows, L places of a row, M images of a row, V vocabulary, n docu
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,14 +64,21 @@ class Rater:
         self._fn = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
         self._key = place(rngs.base_key(_EVAL_SEED), replicated(mesh))
 
+    def fits(self, document: dict) -> bool:
+        """Does a row hold it?"""
+        tokens, images = self._rules.count(document)
+        return tokens <= self._rules.length and images <= self._rules.max_images
+
     def rate(self, params, frozen, examples: Sequence[dict], limit: int | None = None) -> Rated:
         """The first ``limit`` of some documents; at least one."""
-        parts = parts_of(examples[0])
-        rules = self._rules
-        if len(parts) <= 2:  # a text or a pair: rows of one document can be short
-            most = 3 + len(parts) * (self.task.config.text.max_len + rules.patches + 2)
+        count = min(len(examples), limit or len(examples))
+        documents = [parts_of(_outline(examples, i)) for i in range(count)]
+        rules, parts = self._rules, max(map(len, documents))
+        if parts <= 2:  # texts or pairs: rows of one document can be short
+            most = 3 + parts * (self.task.config.text.max_len + rules.patches + 2)
             length = min(rules.length, -(-most // _LENGTHS) * _LENGTHS)
-            rules = replace(rules, length=length, max_images=min(1, rules.max_images))
+            images = max(sum(not isinstance(p, str) for p in document) for document in documents)
+            rules = replace(rules, length=length, max_images=max(1, images))
         rated = []
         with pipeline.eval_batches(
             examples,
@@ -84,6 +91,11 @@ class Rater:
                 *scores, mask = map(np.asarray, self._fn(params, frozen, batch, self._key))
                 rated.append([score[mask] for score in scores])
         return Rated(*map(np.concatenate, zip(*rated)))
+
+
+def _outline(examples: Sequence[dict], index: int) -> dict:
+    """An example; of a data set without the pixels, which are decoded with the example."""
+    return getattr(examples, "outline", examples.__getitem__)(index)
 
 
 def _rate(task, params, frozen, batch, key):
@@ -136,27 +148,47 @@ class Validation:
                 name = f"diffusion_loss_t_{round(100 * low)}_{round(100 * high)}"
                 yield f"{self.name}/{name}", float(error[inside].mean())
         if self._count > 1:
-            others = self.rater.rate(params, frozen, Shuffled(self.examples, self._count))
+            shuffled = Shuffled(self.examples, self._count, self.rater.fits)
+            others = self.rater.rate(params, frozen, shuffled)
             gap = others.error[others.learned].mean() - error.mean()
             yield f"{self.name}/conditioning_gap", float(gap)
 
 
 class Shuffled(Sequence):
-    """The first ``count`` documents, each with the texts of another, half of them away."""
+    """The first ``count`` documents, each with the texts of another: of the one half of them away,
+    or of the next that has texts and with which a row holds it. If there is none, with its own.
 
-    def __init__(self, examples: Sequence[dict], count: int):
-        self._examples, self._count = examples, count
+    Args:
+      examples: the documents.
+      count: how many.
+      fits: does a row hold a document?
+    """
+
+    def __init__(self, examples: Sequence[dict], count: int, fits: Callable[[dict], bool]):
+        self._examples, self._count, self._fits = examples, count, fits
 
     def __len__(self) -> int:
         return self._count
 
+    def outline(self, index: int) -> dict[str, Any]:
+        """The document as it was: no text becomes an image."""
+        return _outline(self._examples, index)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        of = lambda i: parts_of(self._examples[i % self._count])
-        other = [part for part in of(index + self._count // 2) if isinstance(part, str)]
-        texts = itertools.cycle(other)
-        return {"parts": [next(texts) if isinstance(p, str) else p for p in of(index)]}
+        own = parts_of(self._examples[index])
+        for away in range(self._count):
+            other = (index + self._count // 2 + away) % self._count
+            found = parts_of(_outline(self._examples, other))
+            texts = [part for part in found if isinstance(part, str)]
+            if other == index or not texts:
+                continue
+            texts = itertools.cycle(texts)
+            document = {"parts": [next(texts) if isinstance(p, str) else p for p in own]}
+            if self._fits(document):
+                return document
+        return {"parts": own}
 
 
 def evaluators(task, mesh) -> list[Validation]:
