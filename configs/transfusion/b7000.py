@@ -11,7 +11,8 @@ Paper: Transfusion (arXiv 2408.11039) sec. 3 to 4.2; the values are those of its
 controlled comparison with Chameleon, 0.5T tokens. What it leaves open is ours: the hidden width of
 the MLPs (Llama's ratio), how often a caption is dropped for guidance, the data (theirs: Llama 2's
 texts and 380M pairs) and the vocabulary, which a run learns from its own texts.
-Hardware: theirs is not stated; ours a v5p:4x4x4, by the README's table.
+Hardware: theirs is not stated; ours a v5p:4x4x4 or v5e:16x16, by the README's
+table.
 Not trained by us.
 """
 

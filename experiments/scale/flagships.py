@@ -27,6 +27,7 @@ ROWS = [
     ("muse/base_632m", "v5e:4x4", 2),
     ("clip/vit_l14", "v5e:16x16", 16),
     ("transfusion/b7000", "v5p:4x4x4", 1),
+    ("transfusion/b7000", "v5e:16x16", 1),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
