@@ -2,7 +2,8 @@
 
     python experiments/throughput/run.py --subject muse     # training and sampling
     python experiments/throughput/run.py --subject clip     # training, embedding, features
-        [--device gpu --dtype bfloat16] [--torch_python PATH]
+    python experiments/throughput/run.py --subject transfusion  # training, text, images
+        [--device gpu --dtype bfloat16] [--torch_python PATH] [--json FILE]
 
 One worker process a side; calls alternate A B C A B C, so that what else the machine does meets
 all sides alike. Printed: medians of wall and CPU seconds, and the median of the ratios of
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 WHAT = {  # of a subject, and the module that says whether its peer is installed
     "muse": (("train", "sample"), "einops"),
     "clip": (("train", "embed", "features"), "open_clip"),
+    "transfusion": (("train", "train_even", "decode", "sample"), "transfusion_pytorch"),
 }
 
 
@@ -54,8 +56,8 @@ class Worker:
         self.process.wait()
 
 
-def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> None:
-    """Warm each side up, then alternate; prints a table."""
+def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> list[dict]:
+    """Warm each side up, then alternate; prints a table, and returns its lines."""
     times: dict[str, list[dict]] = {worker.side: [] for worker in workers}
     for worker in workers:
         began = time.monotonic()
@@ -64,18 +66,30 @@ def compare(workers: list[Worker], what: str, rounds: int, calls: int) -> None:
     for _ in range(rounds):
         for worker in workers:
             times[worker.side].append(worker.ask("time", what, calls))
+    loads = [row["load"] for rows in times.values() for row in rows]
+    results = []
     for side, rows in times.items():
         for unit in ("wall", "cpu"):
             values = sorted(row[unit] for row in rows)
-            line = f"{what:8s} {side:8s} {unit:4s} {statistics.median(values):8.3f} s"
+            result = {"what": what, "side": side, "unit": unit, "seconds": spread(values)}
+            line = f"{what:10s} {side:8s} {unit:4s} {statistics.median(values):8.3f} s"
             line += f"  ({values[0]:.3f}-{values[-1]:.3f}, n={len(values)})"
             if side != "mmx" and "mmx" in times:
                 ratios = [a[unit] / b[unit] for a, b in zip(rows, times["mmx"])]
                 low, high = min(ratios), max(ratios)
                 line += f"  mmx is {statistics.median(ratios):.2f}x as fast ({low:.2f}-{high:.2f})"
+                result["mmx_is_times_as_fast"] = spread(ratios)
+            results.append(result | {"calls": len(rows), "load": [min(loads), max(loads)]})
             print(line)
-    loads = [row["load"] for rows in times.values() for row in rows]
-    print(f"{what:8s} load average {min(loads):.1f}-{max(loads):.1f}", flush=True)
+    print(f"{what:10s} load average {min(loads):.1f}-{max(loads):.1f}", flush=True)
+    return results
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    rounded = lambda value: round(value, 4)
+    return {"median": rounded(statistics.median(values)), "least": rounded(min(values)),
+            "most": rounded(max(values))}  # fmt: skip
 
 
 def main() -> None:
@@ -89,6 +103,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model: does it all run?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch_python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--json", type=Path, help="where to write what is printed")
     args = parser.parse_args()
 
     sides, (whats, package) = args.sides.split(","), WHAT[args.subject]
@@ -102,12 +117,16 @@ def main() -> None:
                 "measure mmx alone by --sides mmx"
             )
     workers = [Worker(side, args) for side in sides]
+    about, results = {}, []
     for worker in workers:
-        print(worker.side, worker.ask("about"), flush=True)
+        about[worker.side] = worker.ask("about")
+        print(worker.side, about[worker.side], flush=True)
     for what in args.what.split(",") if args.what else whats:
         calls = 1 if args.device == "cpu" else (2 if what == "sample" else 20)
         rounds = max(3, args.rounds // 2) if what == "sample" else args.rounds
-        compare(workers, what, rounds, calls)
+        results += compare(workers, what, rounds, calls)
+        if args.json:
+            args.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
     for worker in workers:
         worker.close()
 

@@ -36,7 +36,7 @@ def measure(side, what: str, calls: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--subject", choices=("muse", "clip"), required=True)
+    parser.add_argument("--subject", choices=("muse", "clip", "transfusion"), required=True)
     parser.add_argument("--side", choices=("mmx", "eager", "compile"), required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
