@@ -164,11 +164,8 @@ class CodesTask(LatentsTask):
         """The likeliest next tokens after each image, one by one: n captions."""
         parts = []
         for index in groups(len(scenes)):
-            ids = self.markers.count + scenes.codes[index].reshape(len(index), -1)
-            ends = [self.markers.bos, self.markers.boi], [self.markers.eoi]
-            prompts = [[*ends[0], *row, *ends[1]] for row in ids.tolist()]
             fn = self._jit("describe", self._describe)
-            parts.append(fn(params, *_padded(prompts, self.patches + 3)))
+            parts.append(fn(params, *self._image_first(scenes.codes[index])))
         ids = joined(parts, len(scenes))
         return [self.tokenizer.decode(row) for row in ids]
 
@@ -180,6 +177,12 @@ class CodesTask(LatentsTask):
 
     def _prompt(self, caption: str) -> list[int]:
         return [self.markers.bos, *self._encode_prompt(caption), self.markers.boi]
+
+    def _image_first(self, codes_Bhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = (self.markers.count + codes_Bhw.reshape(len(codes_Bhw), -1)).tolist()
+        markers = self.markers
+        prompts = [[markers.bos, markers.boi, *row, markers.eoi] for row in ids]
+        return _padded(prompts, self.patches + 3)
 
     def _draw(self, params, ids_RL, length_R, keys_B, guidance: float, top_p: float) -> jax.Array:
         """Rows with a caption, and as many without -> codes [B, S]."""

@@ -155,6 +155,16 @@ def test_codes_are_drawn_by_their_probabilities(tokenizer):
     np.testing.assert_array_equal(likeliest[there], np.asarray(next_BL)[there])
 
 
+def test_codes_that_are_described_are_read_as_in_one_whole_pass(tokenizer):
+    task, params = make("discrete", tokenizer, 1)
+    some = some_scenes()
+    ids, lengths = task._image_first(some.codes)
+    read = jax.jit(lambda *args: task._read(*args, more=1)[1])(params, ids, lengths)
+    hidden, _ = jax.jit(task.hidden)(params, rows_of(task, some, image_first=1.0))
+    logits = task.model.apply({"params": params}, hidden, method="logits")
+    np.testing.assert_allclose(read, logits[:, task.patches + 2], atol=2e-4)
+
+
 def test_a_nucleus_is_the_fewest_codes_that_hold_the_mass():
     logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
     kept = lambda p: np.isfinite(np.asarray(codes.nucleus(logits, p)))[0].tolist()
