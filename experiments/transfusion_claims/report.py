@@ -88,21 +88,18 @@ def state(arm: str, results: dict, share: str = LAST) -> str:
     return f"{count}" if count == len(SEEDS) else f"unfinished: {count} of {len(SEEDS)}"
 
 
-def factor_rows(arms: tuple, results: dict, kind: str, measures: tuple) -> list[list]:
+def factor_rows(arms: tuple, results: dict, measures: list[str]) -> list[list]:
     """A row an arm, and a row a difference from base."""
+    digits = ".2f" if "/" in measures[0] else ".3f"
     rows = []
     for arm in arms:
         of = scored(arm, results)
-        cells = (
-            [value(of, f"{kind}/{f}" if kind else f) for f in measures]
-            if of
-            else [""] * len(measures)
-        )
+        cells = [f"{value(of, measure):{digits}}" if of else "" for measure in measures]
         rows.append([arm, state(arm, results), *cells])
     base = scored("base", results)
     for arm in arms[1:]:
         if (of := scored(arm, results)) and base:
-            cells = [difference(base, of, f"{kind}/{f}" if kind else f) for f in measures]
+            cells = [f"{difference(base, of, measure):{digits}}" for measure in measures]
             rows.append([f"base - {arm}", "", *cells])
     return rows
 
@@ -112,15 +109,19 @@ def study_lines(letter: str, results: dict) -> list[str]:
     title, arms = STUDIES[letter]
     lines = [f"## ({letter}) {title}", ""]
     lines += ["Drawing captions: share of the pictures in which a factor is right.", ""]
-    lines += grid(["arm", "seeds", *DRAWING], factor_rows(arms, results, "drawing", DRAWING))
+    lines += grid(
+        ["arm", "seeds", *DRAWING], factor_rows(arms, results, [f"drawing/{f}" for f in DRAWING])
+    )
     lines += ["Describing scenes: share of the captions in which a factor is right.", ""]
-    lines += grid(["arm", "seeds", *DRAWING], factor_rows(arms, results, "caption", DRAWING))
-    more = ("perplexity", "perplexity_seen", "image")
+    lines += grid(
+        ["arm", "seeds", *DRAWING], factor_rows(arms, results, [f"caption/{f}" for f in DRAWING])
+    )
+    more = ["perplexity", "perplexity_seen", "image"]
     if letter == "b":
         more = more[:2]  # the losses of latents and of codes are different things
     names = {"perplexity": "perplexity of a caption", "perplexity_seen": "after its image",
              "image": "diffusion loss"}  # fmt: skip
-    lines += grid(["arm", "seeds", *(names[m] for m in more)], factor_rows(arms, results, "", more))
+    lines += grid(["arm", "seeds", *(names[m] for m in more)], factor_rows(arms, results, more))
     if letter == "b":
         lines += budget_lines(results)
     columns, rows = PAPER[letter]
