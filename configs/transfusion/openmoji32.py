@@ -22,21 +22,21 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
-    c.steps = 20 if tiny else 800 if edit else 3500
-    c.batch_size = 4
+    c.steps = 20 if tiny else 800 if edit else 9000
+    c.batch_size = 2
     c.dtype = "float32"
 
     c.data = dict(
         source="edits:openmoji/32" if edit else "tfds:openmoji/32",
         data_dir="",
-        # How often an epoch holds each example is the mixing: about 4 tokens of pairs to 1 of text,
+        # How often an epoch holds each example is the mixing: 4 tokens of pairs to 1 of text,
         # and five tones of one drawing teach less than five drawings. Edits: 4 of tones to 1 of
         # colours, to 3 of pairs, to 2 of text, so that drawing and writing are not forgotten.
-        split="train*20+train_colour*200" if edit else "train*200+train_toned*50",
+        split="train*20+train_colour*200" if edit else "train*400+train_toned*100",
         mix=("tfds:openmoji/32 train*70+train_toned*30",) * edit + ("tfds:wordnet train",),
         image_size=32,
         row_len=128 if tiny else 256,
-        max_images=4 if tiny else 12,
+        max_images=4 if tiny else 24,
         threads=1,
     )
     # `config` is what preflight assumes of the tokenizer where no run of one is named.
@@ -47,7 +47,7 @@ def get_config(arg=""):
         width=32 if tiny else 256,
         heads=2 if tiny else 4,
         mlp=64 if tiny else 704,
-        patch=2,
+        patch=4,
         patches="linear",
         positions=True,
         attention="auto",
@@ -58,8 +58,8 @@ def get_config(arg=""):
     c.diffusion = dict(
         schedule="rectified_flow",
         prediction="x0",
-        weighting="velocity_cap_16",
-        times="logit_normal",
+        weighting="x0",
+        times="shift_4",
     )
     c.loss = dict(
         diffusion=1.0,
@@ -70,7 +70,7 @@ def get_config(arg=""):
     )
     c.optim = dict(
         name="adamw",
-        lr=5e-4 if edit else 1e-3,
+        lr=1e-3 if edit else 3e-3,
         b1=0.9,
         b2=0.95,
         weight_decay=0.03,
@@ -91,8 +91,8 @@ def get_config(arg=""):
     c.preview_prompts = ("red heart", "violin", "dog face", "red apple")
     c.eval = dict(splits=("test",), examples=256, metrics=(), scorer="")
     c.log_every = 10 if tiny else 100
-    c.eval_every = 10 if tiny else 1000
-    c.preview_every = 10 if tiny else 1000
+    c.eval_every = 10 if tiny else 1400
+    c.preview_every = 10 if tiny else 1400
     c.save_every = 10 if tiny else 500
     c.keep = 2
     return c
