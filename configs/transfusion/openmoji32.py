@@ -22,7 +22,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
-    c.steps = 20 if tiny else 800 if edit else 9000
+    c.steps = 20 if tiny else 800 if edit else 7000
     c.batch_size = 2
     c.dtype = "float32"
 
@@ -58,6 +58,7 @@ def get_config(arg=""):
     c.diffusion = dict(
         schedule="rectified_flow",
         prediction="x0",
+        input="mean",
         weighting="x0",
         times="shift_4",
     )

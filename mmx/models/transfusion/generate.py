@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core.errors import UserError, choose
-from mmx.models.transfusion.loss import Process
+from mmx.models.transfusion.loss import Process, as_read
 from mmx.models.transfusion.model import TransfusionModel
 from mmx.models.transfusion.rows import Markers
 from mmx.nn.cache import Cache, empty_cache, run_piece, write
@@ -259,7 +259,8 @@ def draw_image(g: Generator, row: Row, keys_B: jax.Array) -> Row:
 
     def block(z_BhwZ, t_B, cache, tail_BTD):
         """Marker, patches and what follows -> (hidden, keys, values, what predict needs)."""
-        patches_BSD, kept = g.apply(z_BhwZ[:, None], t_B[:, None], method="embed_patches")
+        read = as_read(z_BhwZ[:, None], t_B[:, None], g.process)
+        patches_BSD, kept = g.apply(read, t_B[:, None], method="embed_patches")
         x_BTD = jnp.concatenate([marker_B1D, patches_BSD, *tail_BTD], axis=1)
         end_T = jnp.array([1] + [S + 1] * S + [S + 2] * len(tail_BTD))
         end_BT = jnp.broadcast_to(end_T, x_BTD.shape[:2])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mmx.core import rng as rngs
 from mmx.core.errors import choose
 from mmx.models.transfusion.rows import NO_LABEL
+from mmx.ops.diffusion.inputs import INPUTS, read
 from mmx.ops.diffusion.predictions import check, q_sample, target
 from mmx.ops.diffusion.schedules import SCHEDULES, Schedule
 from mmx.ops.diffusion.times import TIMES
@@ -24,19 +25,21 @@ class Process(NamedTuple):
     prediction: str
     weighting: str
     times: str
+    input: str = "z"
 
 
 def make_process(of) -> Process:
     """Of ``config.diffusion``. Raises UserError for an unknown name."""
     schedule = choose("config.diffusion.schedule", SCHEDULES, of.schedule)
     check(schedule, of.prediction, "config.diffusion.prediction")
-    for name, table in (("weighting", WEIGHTINGS), ("times", TIMES)):
-        choose(f"config.diffusion.{name}", table, of[name])
-    return Process(schedule, of.prediction, of.weighting, of.times)
+    process = Process(schedule, of.prediction, of.weighting, of.times, of.get("input", "z"))
+    for name, table in (("weighting", WEIGHTINGS), ("times", TIMES), ("input", INPUTS)):
+        choose(f"config.diffusion.{name}", table, getattr(process, name))
+    return process
 
 
 class Noised(NamedTuple):
-    """Images as the model reads them.
+    """Images at the times of a step.
 
     Attributes:
       z: latents at their times, float32 [B, M, h, w, Z].
@@ -66,6 +69,12 @@ def add_noise(x_BMhwZ, eps_BMhwZ, t_BM, process: Process) -> jax.Array:
     """``alpha x + sigma eps``; at time 0 exactly x, as a clean image is at sampling."""
     z = q_sample(process.schedule, x_BMhwZ, eps_BMhwZ, t_BM)
     return jnp.where(t_BM[..., None, None, None] > 0, z, x_BMhwZ)
+
+
+def as_read(z_BMhwZ: jax.Array, t_BM: jax.Array, process: Process) -> jax.Array:
+    """What the network reads of latents at their times; a clean image is always read as it is."""
+    scaled = read(process.input, process.schedule, z_BMhwZ, t_BM)
+    return jnp.where(t_BM[..., None, None, None] > 0, scaled, z_BMhwZ)
 
 
 def diffusion_loss(

@@ -220,7 +220,8 @@ class TransfusionTask:
         """(what the head reads [B, L, D], what the patches predict [B, M, h, w, Z]) of rows."""
         rows = batch["tokens"], batch["image"], batch["first"]
         layout = self.layout(batch["document"], batch["image"], batch["first"])
-        return self.model.apply({"params": params}, *rows, noised.z, noised.t, layout)
+        read = losses.as_read(noised.z, noised.t, self.process)
+        return self.model.apply({"params": params}, *rows, read, noised.t, layout)
 
     def train_flops_per_row(self, images: float | None = None) -> float:
         """See :func:`mmx.models.transfusion.model.train_flops`; by default of as many as fit."""
