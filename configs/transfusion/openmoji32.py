@@ -22,7 +22,7 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "transfusion"
     c.seed = 0
-    c.steps = 20 if tiny else 800 if edit else 7000
+    c.steps = 20 if tiny else 1000 if edit else 7000
     c.batch_size = 2
     c.dtype = "float32"
 
@@ -32,8 +32,8 @@ def get_config(arg=""):
         # How often an epoch holds each example is the mixing: 4 tokens of pairs to 1 of text,
         # and five tones of one drawing teach less than five drawings. Edits: 4 of tones to 1 of
         # colours, to 3 of pairs, to 2 of text, so that drawing and writing are not forgotten.
-        split="train*20+train_colour*200" if edit else "train*400+train_toned*100",
-        mix=("tfds:openmoji/32 train*70+train_toned*30",) * edit + ("tfds:wordnet train",),
+        split="train*50+train_colour*500" if edit else "train*400+train_toned*100",
+        mix=("tfds:openmoji/32 train*140+train_toned*55",) * edit + ("tfds:wordnet train",),
         image_size=32,
         row_len=128 if tiny else 256,
         max_images=4 if tiny else 24,

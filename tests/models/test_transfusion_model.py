@@ -308,7 +308,7 @@ def test_guidance_and_the_grid_are_those_of_the_options():
     def drawn(**options):
         @jax.jit
         def go(params):
-            g = task.generator(params, task.options(steps=1, images=1, text=0, **options))
+            g = task.generator(params, task.options(images=1, text=0, **{"steps": 1} | options))
             row_ = start(g, *inputs, row["length"][None], 64, np.array([IMAGE]))
             return draw_image(g, row_, rngs.row_keys(KEY, "sample", jnp.arange(1))).x[:, 0]
 
@@ -323,6 +323,17 @@ def test_guidance_and_the_grid_are_those_of_the_options():
     # Karras' first time is 0.988 of the rectified flow.
     outside = drawn(guidance=5.0, grid="karras", guidance_interval=(0.0, 0.98))
     np.testing.assert_allclose(outside, cond, atol=1e-5)
+
+    # The second of two steps of Euler reads what training does at that time.
+    first, second = (drawn(guidance=1.0, grid="trailing", steps=steps)[0] for steps in (1, 2))
+    key = jax.random.fold_in(rngs.row_keys(KEY, "sample", jnp.arange(1))[0], 0)
+    half = (first + jax.random.normal(jax.random.fold_in(key, 0), first.shape)) / 2
+    pair = {"text": " ".join("2345"), "image": np.zeros((32, 32, 3), np.uint8)}
+    batch = batch_of(task, [pair])
+    z, t = np.zeros((1, task.slots, *half.shape), np.float32), np.full((1, task.slots), 0.5)
+    z[0, 0] = half
+    _, out = task.apply(params, batch, losses.Noised(z, np.float32(t), None))
+    np.testing.assert_allclose(out[0, 0], second, atol=1e-4)
 
 
 @pytest.mark.parametrize(

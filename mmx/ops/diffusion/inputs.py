@@ -11,8 +11,9 @@ from mmx.ops.diffusion.schedules import Schedule
 def _mean(schedule: Schedule, t: jax.Array) -> jax.Array:
     """``E[x0 | z] = alpha z / (alpha^2 + sigma^2)`` of a standard normal x0.
 
-    Ours, for latents of unit variance. It is the scale of EDM's shortcut (arXiv 2206.00364 eq. 7, ``c_skip``) put at the input:
-    near t = 1, where z is noise and an image is decided by its text, almost nothing is read of it.
+    Ours, for latents of unit variance: the scale of EDM's shortcut (arXiv 2206.00364 table 1,
+    c_skip) put at the input. Near t = 1, where z is noise and the text alone decides an image, the
+    network reads almost nothing of it.
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return alpha / (jnp.square(alpha) + jnp.square(sigma))
