@@ -43,24 +43,26 @@ def make_config(arm: str, lr: float, seed: int) -> ConfigDict:
         config = config.copy_and_resolve_references()
     with config.unlocked():
         config.seed, config.codec.config = seed, "vqgan/scenes64_kl"
-        # All that a training or a drawing reads is said here: that config may change.
+        # All that a training or a drawing reads is said here: that config changes.
         config.data.update(source="tfds:scenes/64", mix=(), image_size=64, max_images=1)
-        config.model.update(
+        config.model = ConfigDict(dict(
             width=128, depth=4, heads=4, mlp=352, patch=2, patches="linear", positions=True,
             attention="dense", qk_norm=True, by_modality=False, remat="none",
-        )  # fmt: skip
-        config.diffusion.update(
-            schedule="rectified_flow", prediction="x0", weighting="x0", times="shift_4"
-        )
-        config.loss.update(diffusion=1.0, image_first=0.3, noise_limit=0.5, drop=0.1)
-        config.sample.update(steps=25, solver="euler", temperature=0.0)
+        ))  # fmt: skip
+        config.diffusion = ConfigDict(dict(
+            schedule="rectified_flow", prediction="x0", input="z", weighting="x0", times="shift_4"
+        ))  # fmt: skip
+        config.loss = ConfigDict(dict(diffusion=1.0, image_first=0.3, noise_limit=0.5, drop=0.1))
+        config.sample = ConfigDict(dict(
+            steps=25, solver="euler", guidance=1.0, temperature=0.0, images=1, text=CAPTION
+        ))  # fmt: skip
         # All marks of a run are of one training: the rate stays, and what is scored is an average
         # of the weights. It reaches back over about a ninth of the steps so far, however many those
         # are (mmx.train.optim.update_ema), so no mark is cooled more than another.
-        config.optim.update(
+        config.optim = ConfigDict(dict(
             name="adamw", lr=lr, lr_end=lr, b1=0.9, b2=0.95, weight_decay=0.03, warmup_steps=30,
             clip_norm=1.0, ema=0.9999, accum=1,
-        )  # fmt: skip
+        ))  # fmt: skip
         config.update_from_flattened_dict(ARMS[arm][1])
         config.text.max_len, config.preview_prompts = CAPTION, ()
         length = CAPTION + (GRID // config.model.patch) ** 2 + 4

@@ -89,18 +89,20 @@ def state(arm: str, results: dict, share: str = LAST) -> str:
 
 
 def factor_rows(arms: tuple, results: dict, measures: list[str]) -> list[list]:
-    """A row an arm, and a row a difference from base."""
+    """A row an arm, and a row a difference from base and, of those after it, from patch4."""
     digits = ".2f" if "/" in measures[0] else ".3f"
     rows = []
     for arm in arms:
         of = scored(arm, results)
         cells = [f"{value(of, measure):{digits}}" if of else "" for measure in measures]
         rows.append([arm, state(arm, results), *cells])
-    base = scored("base", results)
-    for arm in arms[1:]:
-        if (of := scored(arm, results)) and base:
-            cells = [f"{difference(base, of, measure):{digits}}" for measure in measures]
-            rows.append([f"base - {arm}", "", *cells])
+    for first in ("base", "patch4"):
+        later = arms[arms.index(first) + 1 :] if first in arms else ()
+        for arm in later:
+            pair = scored(first, results), scored(arm, results)
+            if all(pair):
+                cells = [f"{difference(*pair, measure):{digits}}" for measure in measures]
+                rows.append([f"{first} - {arm}", "", *cells])
     return rows
 
 
