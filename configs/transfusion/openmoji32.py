@@ -5,9 +5,11 @@
     mmx train --config vqgan/openmoji32_kl --workdir runs/kl
     mmx train --config transfusion/openmoji32 --config.codec.run=runs/kl --workdir runs/transfusion
 
-Everything here is ours: no paper trains at this size. Not yet trained to its end by these commands;
-its values are of a search that got the kind and colours of a drawing right in 16 minutes of two
-cores, and not yet which drawing.
+38 minutes of CPU time on two cores: training caption recall R@1 0.66 (the codec alone 0.99),
+training images captioned exactly 0.80. What made it learn to draw, at equal compute: four patches a
+picture rather than 16, times near the noise, and reading the mean (`mmx.ops.diffusion.inputs`)
+rather than z. Everything here is ours: no paper trains at this size. `:edit` is not measured after
+this run.
 """
 
 from ml_collections import ConfigDict

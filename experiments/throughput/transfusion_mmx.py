@@ -30,7 +30,7 @@ def make_config(dtype: str, mlp: int) -> ConfigDict:
     c.data.max_images = texts
     c.text.vocab_size = s.vocab
     c.model.update(depth=s.depth, width=s.width, heads=s.heads, mlp=mlp, patch=1, positions=False)
-    c.diffusion.update(prediction="velocity", weighting="velocity", times="uniform")
+    c.diffusion.update(prediction="velocity", weighting="velocity", times="uniform", input="z")
     c.loss.noise_limit = 1.0
     return c
 
