@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
+from torch import library
 
 _KEEP = []
 
@@ -18,10 +19,10 @@ def load_torchvision():
         import torchvision
     except RuntimeError:
         # A torchvision built for GPUs only needs these two names declared to be imported.
-        library = torch.library.Library("torchvision", "DEF")
+        declared = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEEP.append(library)
+            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEEP.append(declared)
         import torchvision
     return torchvision
 
