@@ -13,29 +13,11 @@ import numpy as np
 from run import ARMS, BUDGETS, MAIN, RATES, SEEDS, mean_accuracy, next_run, rates, read_runs
 from scipy.stats import t as student
 
+from mmx.eval.stats import reach
+
 HERE = Path(__file__).resolve().parent
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 MEAN = "mean of all"
-
-
-def reach(points: list[tuple[float, float]], level: float) -> float:
-    """Where a curve first reaches a level: straight lines between points over log x.
-
-    Args:
-      points: (x > 0, accuracy), x rising.
-      level: of accuracy.
-
-    Returns:
-      x; 0.0 where the first point is there already, inf where none is.
-    """
-    for i, (x, y) in enumerate(points):
-        if y >= level:
-            if i == 0:
-                return 0.0
-            before_x, before_y = points[i - 1]
-            share = (level - before_y) / (y - before_y)
-            return math.exp(math.log(before_x) + share * math.log(x / before_x))
-    return math.inf
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import paper
 from jobs import CURVES, RATES, SEEDS, SHARES, best_rate, of_arm, read_records, spent
-from statistic import Estimate, Table, estimate, reach
+from statistic import Table, estimate
+
+from mmx.eval.stats import Score, reach
 
 HERE = Path(__file__).resolve().parent
 MEAN = "mean"  # of the factors, "all" left out
@@ -54,20 +56,20 @@ def table_of(scores: list[dict], measure: str) -> Table:
     return Table(over, np.ones_like(over) if kind == "image" else words)
 
 
-def value(scores: list[dict], measure: str) -> Estimate:
+def value(scores: list[dict], measure: str) -> Score:
     """One arm's."""
     fn = np.exp if measure.startswith("perplexity") else lambda x: x
     return estimate(fn, table_of(scores, measure))
 
 
-def difference(scores: list[dict], others: list[dict], measure: str) -> Estimate:
+def difference(scores: list[dict], others: list[dict], measure: str) -> Score:
     """One arm's less another's."""
     fn = np.exp if measure.startswith("perplexity") else lambda x: x
     tables = table_of(scores, measure), table_of(others, measure)
     return estimate(lambda x, y: fn(x) - fn(y), *tables)
 
 
-def share_of_ceiling(arm: str, scores: list[dict], results: dict, factor: str) -> Estimate:
+def share_of_ceiling(arm: str, scores: list[dict], results: dict, factor: str) -> Score:
     """Of what is read off the codec's reconstructions of the same scenes."""
     ceiling = {"drawing": results["ceilings"][GIVES.get(arm, "latents")]}
     n = len(scores[0]["drawing"]["all"])
@@ -262,7 +264,7 @@ def plot(results: dict, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def _point(axes, x: float, of: Estimate, **style) -> None:
+def _point(axes, x: float, of: Score, **style) -> None:
     bars = [[of.value - of.low], [of.high - of.value]]
     axes.errorbar([x], [of.value], bars, fmt="o", ms=4, lw=1.2, **style)
 

@@ -4,12 +4,11 @@ Axis letters: S seeds, n scenes, D draws.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
 
-DRAWS = 2000  # ours
+from mmx.eval.stats import DRAWS, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +39,9 @@ class Table:
         return cls(np.mean(parts, axis=0), np.ones_like(parts[0]))
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        spec = spec or ".2f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
-    def __str__(self) -> str:
-        return format(self, "")
-
-
 def estimate(
     statistic: Callable[..., np.ndarray], *tables: Table, seed: int = 0, draws: int = DRAWS
-) -> Estimate:
+) -> Score:
     """A function of the tables' ratios, with a percentile bootstrap interval.
 
     Scenes are drawn, the same for all tables, and seeds, for each table its own: the interval
@@ -81,20 +64,4 @@ def estimate(
 
     value = statistic(*(table.over.sum() / table.under.sum() for table in tables))
     low, high = np.quantile(statistic(*map(ratio, tables)), (0.025, 0.975))
-    return Estimate(float(value), float(low), float(high))
-
-
-def reach(points: list[tuple[float, float]], level: float) -> float:
-    """Where a curve first reaches a level: straight lines between points over log x.
-
-    Returns:
-      x; 0.0 where the first point is there already, inf where none is.
-    """
-    for i, (x, y) in enumerate(points):
-        if y >= level:
-            if i == 0:
-                return 0.0
-            before_x, before_y = points[i - 1]
-            share = (level - before_y) / (y - before_y)
-            return math.exp(math.log(before_x) + share * math.log(x / before_x))
-    return math.inf
+    return Score(float(value), float(low), float(high), n)

@@ -196,3 +196,23 @@ def _groups(clusters, n: int) -> tuple[np.ndarray, int]:
     if len(group) != n:
         raise ValueError(f"{len(group)} cluster labels for {n} items")
     return group, len(numbers)
+
+
+def reach(points: list[tuple[float, float]], level: float) -> float:
+    """Where a curve first reaches a level: straight lines between points over log x.
+
+    Args:
+      points: (x > 0, y), x rising.
+      level: of y.
+
+    Returns:
+      x; 0.0 where the first point is there already, inf where none is.
+    """
+    for i, (x, y) in enumerate(points):
+        if y >= level:
+            if i == 0:
+                return 0.0
+            before_x, before_y = points[i - 1]
+            share = (level - before_y) / (y - before_y)
+            return math.exp(math.log(before_x) + share * math.log(x / before_x))
+    return math.inf

@@ -112,3 +112,11 @@ def test_scores_refuse_nothing_and_nan(values):
         stats.mean(np.array(values))
     with pytest.raises(ValueError, match="labels"):
         stats.mean(np.ones(3), ["a", "b"])
+
+
+def test_where_a_curve_reaches_a_level():
+    points = [(1.0, 0.2), (100.0, 0.6), (1000.0, 0.5), (10000.0, 0.9)]
+    assert stats.reach(points, 0.4) == pytest.approx(10.0)  # half of the way, over log x
+    assert stats.reach(points, 0.6) == pytest.approx(100.0)
+    assert stats.reach(points, 0.7) == pytest.approx(1000 * 10**0.5)
+    assert stats.reach(points, 0.1) == 0.0 and stats.reach(points, 0.95) == np.inf

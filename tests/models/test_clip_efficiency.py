@@ -143,12 +143,7 @@ def test_accuracy_shares_a_tie():
     assert of_image.tolist() == [0, 0, 1, 1] and of_text.tolist() == [0, 1, 0, 2]
 
 
-def test_flops_until_an_accuracy():
-    points = [(1.0, 0.2), (100.0, 0.6), (1000.0, 0.5), (10000.0, 0.9)]
-    assert report.reach(points, 0.4) == pytest.approx(10.0)  # half of the way, over log x
-    assert report.reach(points, 0.6) == pytest.approx(100.0)
-    assert report.reach(points, 0.7) == pytest.approx(1000 * 10**0.5)
-    assert report.reach(points, 0.1) == 0.0 and report.reach(points, 0.95) == np.inf
+def test_the_interval_of_seeds():
     middle, low, high = report.interval([1.0, np.e, np.e**2])
     # Student's 97.5 % of two degrees of freedom, 4.3027; the deviation of 0, 1, 2 is 1.
     assert np.log([middle, low, high]) == pytest.approx(1 + 4.3027 / 3**0.5 * np.array([0, -1, 1]),

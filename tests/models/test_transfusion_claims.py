@@ -279,10 +279,6 @@ def test_intervals_speak_of_scenes_and_seeds():
     assert statistic.estimate(same, three).low < 0.4 < 1.6 < statistic.estimate(same, three).high
     minus = statistic.estimate(lambda a, b: a - b, *[statistic.Table(x, np.ones_like(x))] * 2)
     assert (minus.low, minus.high) == (0.0, 0.0)
-    assert str(statistic.Estimate(0.5, 0.25, 0.756)) == "0.50 [0.25, 0.76]"
-    points = [(1.0, 0.2), (100.0, 0.6), (1000.0, 0.5)]
-    assert statistic.reach(points, 0.4) == pytest.approx(10.0)  # half of the way, over log x
-    assert statistic.reach(points, 0.1) == 0.0 and statistic.reach(points, 0.7) == np.inf
 
 
 def test_a_table_says_what_is_unfinished():
