@@ -78,13 +78,18 @@ def get_config(arg=""):
         c.model.channels = 8 if tiny else 576  # ours
         c.model.blocks = 1 if tiny else 3  # ours
     c.diffusion = dict(
-        schedule="rectified_flow" if flow else "cosine",  # sec. 4.1
-        prediction="velocity" if flow else "eps",  # sec. 2.2
-        weighting="velocity" if flow else "eps",  # eq. 3: the plain squared error
-        times="logit_normal" if flow else "uniform",  # sec. 2.2
+        schedule="cosine",  # sec. 4.1
+        prediction="eps",  # sec. 2.2
+        weighting="eps",  # eq. 3: the plain squared error
+        times="uniform",  # sec. 2.2
     )
+    if flow:
+        c.diffusion.schedule = "rectified_flow"  # arXiv 2403.03206 sec. 2
+        c.diffusion.prediction = "velocity"  # arXiv 2403.03206 sec. 2
+        c.diffusion.weighting = "velocity"  # the plain squared error
+        c.diffusion.times = "logit_normal"  # arXiv 2403.03206 sec. 3.1
     c.loss = dict(
-        diffusion=1.0 if flow else 5.0,  # sec. 4.1: lambda
+        diffusion=1.0 if flow else 5.0,  # sec. 4.1: lambda; of the flow, ours
         chunk=128 if tiny else 512,  # ours
         image_first=0.2,  # sec. 4.1
         noise_limit=0.5,  # sec. 4.3

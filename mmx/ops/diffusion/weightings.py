@@ -22,11 +22,6 @@ WEIGHTINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "v": jax.nn.softplus,  # SNR + 1
     # (1 + sqrt(SNR))^2, on the rectified flow 1 / t^2: the mean square of its velocity there.
     "velocity": lambda log_snr: 2 * jax.nn.softplus(log_snr / 2),
-    # The same up to t = 1/4 from there, where it would grow without end: it counts an error of x0
-    # 16 times at most. Ours; arXiv 2511.13720 cuts at t = 0.05, for far longer runs.
-    "velocity_cap_16": lambda log_snr: (
-        2 * jax.nn.softplus(jnp.minimum(log_snr, 2 * math.log(3)) / 2)
-    ),
     # SNR + 1 / std^2: arXiv 2206.00364 table 1.
     "edm": lambda log_snr: jnp.logaddexp(log_snr, -2 * math.log(EDM_STD)),
     # min(SNR, 5): arXiv 2303.09556 sec. 3.4.

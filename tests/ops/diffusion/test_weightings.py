@@ -18,7 +18,6 @@ IN_X0 = {
     "eps": lambda s: s,
     "v": lambda s: s + 1,
     "velocity": lambda s: (1 + np.sqrt(s)) ** 2,
-    "velocity_cap_16": lambda s: np.minimum((1 + np.sqrt(s)) ** 2, 16),
     "edm": lambda s: s + 1 / EDM_STD**2,
     "min_snr_5": lambda s: np.minimum(s, 5),
 }
