@@ -88,7 +88,7 @@ class Task(Protocol):
 
     def train_flops_per_row(self) -> float:
         """Model FLOPs of one row's forward and backward pass. Of a task whose rows hold several
-        documents it takes ``images``, how many a row has at the mean."""
+        documents it takes ``images: float``, how many the plan of the rows has at the mean."""
         ...
 
     def evaluators(self, mesh: Any) -> list:

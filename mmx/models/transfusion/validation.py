@@ -130,7 +130,8 @@ class Validation:
 
         ``text_loss`` nats a token, and ``text_perplexity``, its exponential; where there are
         images, ``diffusion_loss``, the same by the time as ``diffusion_loss_t_<low>_<high>``, and
-        ``conditioning_gap``, by how much it is higher, at the same noise, with another's text.
+        ``conditioning_gap``, by how much it is higher, at the same noise, with another's text,
+        where there is another.
         """
         del extra
         rated = self.rater.rate(params, frozen, self.examples, self._count)
@@ -147,16 +148,17 @@ class Validation:
             if inside.any():
                 name = f"diffusion_loss_t_{round(100 * low)}_{round(100 * high)}"
                 yield f"{self.name}/{name}", float(error[inside].mean())
-        if self._count > 1:
-            shuffled = Shuffled(self.examples, self._count, self.rater.fits)
+        shuffled = Shuffled(self.examples, self._count, self.rater.fits)
+        changed = rated.learned & shuffled.changed()[:, None]
+        if changed.any():
             others = self.rater.rate(params, frozen, shuffled)
-            gap = others.error[others.learned].mean() - error.mean()
+            gap = (others.error - rated.error)[changed].mean()
             yield f"{self.name}/conditioning_gap", float(gap)
 
 
 class Shuffled(Sequence):
     """The first ``count`` documents, each with the texts of another: of the one half of them away,
-    or of the next that has texts and with which a row holds it. If there is none, with its own.
+    or of the next whose texts are others and with which a row holds it.
 
     Args:
       examples: the documents.
@@ -177,18 +179,28 @@ class Shuffled(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        own = parts_of(self._examples[index])
+        own, texts = parts_of(self._examples[index]), iter(self._texts(index) or ())
+        return {"parts": [next(texts, part) if isinstance(part, str) else part for part in own]}
+
+    def changed(self) -> np.ndarray:
+        """Which documents say something else here, bool [count]: an only one, or one that fits with
+        no other's texts, says what it did."""
+        return np.array([self._texts(index) is not None for index in range(self._count)])
+
+    def _texts(self, index: int) -> list[str] | None:
+        """What a document says here in the places of its texts."""
+        own = parts_of(self.outline(index))
+        said = [part for part in own if isinstance(part, str)]
         for away in range(self._count):
-            other = (index + self._count // 2 + away) % self._count
-            found = parts_of(_outline(self._examples, other))
-            texts = [part for part in found if isinstance(part, str)]
-            if other == index or not texts:
+            found = parts_of(self.outline((index + self._count // 2 + away) % self._count))
+            others = [part for part in found if isinstance(part, str)]
+            texts = list(itertools.islice(itertools.cycle(others), len(said)))
+            if not others or texts == said:
                 continue
-            texts = itertools.cycle(texts)
-            document = {"parts": [next(texts) if isinstance(p, str) else p for p in own]}
-            if self._fits(document):
-                return document
-        return {"parts": own}
+            left = iter(texts)
+            if self._fits({"parts": [next(left) if isinstance(p, str) else p for p in own]}):
+                return texts
+        return None
 
 
 def evaluators(task, mesh) -> list[Validation]:
