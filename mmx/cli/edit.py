@@ -41,6 +41,7 @@ def run(args) -> int:
     from mmx.cli.run import load_run
     from mmx.core.progress import Progress
     from mmx.data.image import fit
+    from mmx.eval.images import to_uint8
 
     start_jax()
     opened = load_run(run_dir.path, step)
@@ -51,7 +52,7 @@ def run(args) -> int:
     with preemption.watch((signal.SIGTERM,)):
         try:
             for batch in opened.generate_batches(documents, True, options, args.seed):
-                edited += [parts[0] for parts in batch]
+                edited += [to_uint8(parts[0]) for parts in batch]
                 progress.update(len(edited))
         except preemption.Interrupted:
             stopped = True

@@ -130,21 +130,21 @@ class Run:
             raise UserError(
                 'generate takes a list of documents, each a list of parts: [["red heart"]]'
             )
+        from mmx.eval.images import to_uint8
+
         batches = self.generate_batches(documents, draw, self.options(**options), seed, first_index)
-        return [parts for batch in batches for parts in batch]
+        shown = lambda part: part if isinstance(part, str) else to_uint8(part)
+        return [[shown(part) for part in parts] for batch in batches for parts in batch]
 
     def generate_batches(
         self, documents, draw, options, seed, first_index=0, batch_size=32
     ) -> Iterator[list[list]]:
-        """:meth:`generate` in batches, each as soon as it is done; grey where an image is not
-        finite. Raises Interrupted, as above."""
-        from mmx.eval.images import finite, to_uint8
-
-        shown = lambda part: part if isinstance(part, str) else to_uint8(finite(part))
+        """:meth:`generate` in batches, each as soon as it is done, images as the codec gives them:
+        float32 [H, W, 3]. Raises Interrupted, as above."""
         batch = self.task.prompt_rows(documents, draw, first_index)
         for out in self._batches(batch, options, seed, batch_size):
             rows = [{k: v[i] for k, v in out.items()} for i in range(len(out["tokens"]))]
-            yield [[shown(part) for part in self.task.parts(row)] for row in rows]
+            yield [self.task.parts(row) for row in rows]
 
     def _batches(self, batch: dict, options, seed: int, batch_size: int) -> Iterator[dict]:
         key = jax.device_put(rngs.base_key(seed), replicated(self.mesh))

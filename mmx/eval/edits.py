@@ -17,7 +17,7 @@ from mmx.data.views import Document, Drawing, View
 from mmx.eval import retrieval, stats
 from mmx.eval.evaluator import Scores
 from mmx.eval.grid import Section
-from mmx.eval.images import as_uint8
+from mmx.eval.images import as_uint8, finite
 
 ASKED = 128  # ours: documents of a split
 COLUMNS = 8
@@ -31,7 +31,8 @@ class Questions:
     Attributes:
       documents: Q of them.
       prompts: of each the parts but the last, drawings as uint8 [H, W, 3].
-      others: the same, but the last text is that of another document, which asks otherwise.
+      others: the same, but the last text is that of another document, which asks otherwise;
+        empty where all of the split ask the same.
       small: float32 [G, 32, 32, 3] in [-1, 1], drawings at the size of the distance.
       true_Q: int [Q], places in `small` of what is asked for.
       before_Q: int [Q], of the last drawing that is shown.
@@ -77,10 +78,11 @@ def questions(view: View, size: int, seed: int, count: int) -> Questions:
     for document in documents:
         parts = [part if isinstance(part, str) else image(part) for part in document.parts[:-1]]
         own = _instruction(document)
-        another = str(draw.choice([text for text in texts if text != own] or [own]))
-        last = max(i for i, part in enumerate(parts) if isinstance(part, str))
         prompts.append(parts)
-        others.append([*parts[:last], another, *parts[last + 1 :]])
+        if len(texts) > 1:
+            another = str(draw.choice([text for text in texts if text != own]))
+            last = max(i for i, part in enumerate(parts) if isinstance(part, str))
+            others.append([*parts[:last], another, *parts[last + 1 :]])
     return Questions(
         documents,
         prompts,
@@ -103,7 +105,7 @@ def _instruction(document: Document) -> str:
 
 
 def scores(
-    drawn: np.ndarray, shuffled: np.ndarray, rebuilt: np.ndarray, asked: Questions
+    drawn: np.ndarray, shuffled: np.ndarray | None, rebuilt: np.ndarray, asked: Questions
 ) -> Scores:
     """Scores of what was drawn for each question.
 
@@ -122,7 +124,7 @@ def scores(
 
     Args:
       drawn: [Q, H, W, 3], uint8 or float in [-1, 1], after `asked.prompts`.
-      shuffled: the same after `asked.others`.
+      shuffled: the same after `asked.others`; None where there are none.
       rebuilt: `asked.true` through the codec.
     """
     right_QG = asked.true_Q[:, None] == np.arange(len(asked.small))
@@ -136,8 +138,9 @@ def scores(
         "": drawn,
         "_ceiling": rebuilt,
         "_unchanged": asked.small[asked.before_Q],
-        "_other_text": shuffled,
     }
+    if shuffled is not None:
+        pictures["_other_text"] = shuffled
     # One call: what takes its time is the gallery.
     small = np.concatenate([retrieval.shrink(of) for of in pictures.values()])
     each = np.split(retrieval.distances(small, asked.small), len(pictures))
@@ -166,7 +169,11 @@ def report(
     """
     asked = questions(view, size, seed, ASKED)
     drawn = draw(asked.prompts, seed)
-    found = scores(drawn, draw(asked.others, seed), rebuild(asked.true), asked)
+    whole = np.isfinite(drawn).all((1, 2, 3))
+    drawn = finite(drawn)
+    other = finite(draw(asked.others, seed)) if asked.others else None
+    found = scores(drawn, other, rebuild(asked.true), asked)
+    found["not_finite"] = stats.proportion(~whole)  # those are scored as grey
     show = np.random.default_rng(seed + 1).permutation(len(drawn))[:COLUMNS]
     before = [[part for part in asked.prompts[i] if not isinstance(part, str)][-1] for i in show]
     caption = lambda drawing: drawing.caption

@@ -8,6 +8,7 @@ import pytest
 
 from mmx.data.views import Drawing, series, tones
 from mmx.eval import edits
+from mmx.eval.images import from_uint8
 
 SHADES = {"none": 255, "light": 220, "medium": 150, "dark": 60}
 PLACES = {f"person {i}": (1 + 4 * (i % 6), 2 + 7 * (i // 6)) for i in range(24)}
@@ -173,3 +174,18 @@ def test_the_picture_shows_edits_in_columns(asked):
         base, tone = shown.split(", ")
         assert caption == f"{base}, {text.removeprefix('make the skin tone ')}"
         np.testing.assert_array_equal(image, picture(Drawing("", "", base, "", tone, "", 0)))
+
+
+def test_one_instruction_has_no_other_and_broken_drawings_are_counted():
+    told = [d for d in tones(drawings()) if d.parts[1] == "make the skin tone dark"]
+
+    def draw(documents, seed):
+        drawn = from_uint8(np.stack([parts[0] for parts in documents]))
+        drawn[0, 0, 0] = np.nan
+        return drawn
+
+    same = lambda image_u8: image_u8
+    scores, _ = edits.report(draw, same, view(told), 32, 0)
+    assert len(told) and not [name for name in scores if name.endswith("_other_text")]
+    count = min(len(told), edits.ASKED)
+    assert scores["not_finite"].value == pytest.approx(1 / count)

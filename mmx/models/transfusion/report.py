@@ -198,7 +198,7 @@ class _Writer:
         return said
 
     def drawings(self, documents: list[list], seed: int) -> np.ndarray:
-        """The picture that each document goes on with, uint8 [n, H, W, 3]."""
+        """The picture that each document goes on with, float32 [n, H, W, 3]."""
         options = self.task.options(images=1, text=0)
         progress, drawn = Progress(len(documents), "draw"), []
         for part in self.run.generate_batches(documents, True, options, seed, batch_size=_AT_ONCE):
