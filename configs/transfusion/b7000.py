@@ -3,8 +3,9 @@
     mmx prepare folder DIR --name NAME --size 256
     mmx train --config vqgan/transfusion256_kl --workdir runs/kl256 \\
         --config.data.source=tfds:NAME
+    mmx prepare latents tfds:NAME --codec runs/kl256
     mmx train --config transfusion/b7000 --workdir runs/b7000 \\
-        --config.data.source=tfds:NAME --config.data.mix="('tfds:TEXTS train',)" \\
+        --config.data.source=tfds:NAME/latents --config.data.mix="('tfds:TEXTS train',)" \\
         --config.codec.run=runs/kl256
 
 Paper: Transfusion (arXiv 2408.11039) sec. 3 to 4.2; the values are those of its
@@ -33,6 +34,7 @@ def get_config(arg=""):
 
     c.data = dict(
         source="tfds:openmoji/32" if tiny else "tfds:NAME",
+        latents=not tiny,  # ours: no step encodes images, see `mmx prepare latents`
         data_dir="",
         split="train",
         # Sec. 4.1: as many tokens of images as of text; ``*N`` in split and mix sets the shares.

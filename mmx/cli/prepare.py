@@ -1,9 +1,11 @@
-"""Make a data set of OpenMoji, scenes, WordNet or your images; give others a text tokenizer."""
+"""Make a data set of OpenMoji, scenes, WordNet or your images; add to others what models read."""
 
 import argparse
 import sys
 
-HELP = "make a data set of emoji, scenes, glosses or your images; give others a text tokenizer"
+from mmx.cli.arguments import count
+
+HELP = "make a data set of emoji, scenes, glosses or your images; add a tokenizer or latents"
 EXAMPLES = """examples:
   mmx prepare openmoji                # 3,568 captioned drawings at 32 pixels, in seconds
   mmx prepare openmoji --config all
@@ -13,6 +15,7 @@ EXAMPLES = """examples:
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
   mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
+  mmx prepare latents tfds:photos --codec runs/kl       # tfds:photos/latents, for Transfusion
   mmx prepare features                # MobileNetV2, 13 MB: `mmx evaluate` then says KID too
   mmx prepare features inception2015 --weights pt_inception-2015-12-05-6726825d.pth
 
@@ -20,6 +23,9 @@ captions of a folder come from metadata.jsonl or metadata.csv (columns file_name
 NAME.txt beside each image, else from the name of the folder an image lies in.
 
 tokenizer makes a text tokenizer for what `tfds build` made; all other data sets come with one.
+
+latents makes another config of a data set, with the latents of its images beside all that it has:
+with config.data.latents Transfusion trains on them, and no step encodes an image.
 """
 
 
@@ -27,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | features",
+        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | latents | features",
     )
 
     openmoji = kinds.add_parser(
@@ -81,6 +87,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tokenizer.add_argument("source", metavar="tfds:NAME[/CONFIG]", help="which data set")
 
+    latents = kinds.add_parser(
+        "latents", help="the latents of a data set's images, by a trained codec", epilog=EXAMPLES
+    )
+    latents.add_argument("source", metavar="tfds:NAME[/CONFIG]", help="which data set")
+    latents.add_argument(
+        "--codec", required=True, metavar="RUN[@STEP]", help="a tokenizer of continuous latents"
+    )
+    latents.add_argument(
+        "--size", type=count, help="pixels of a side (default: as the codec was trained)"
+    )
+    latents.add_argument(
+        "--name", metavar="CONFIG", help="of the new config (default: CONFIG_latents, or latents)"
+    )
+
     features = kinds.add_parser(
         "features", help="a frozen network that pictures are scored by", epilog=EXAMPLES
     )
@@ -94,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="the published weights, .pth or .safetensors"
     )
 
-    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, features):
+    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, latents, features):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -130,6 +150,16 @@ def run(args: argparse.Namespace) -> int:
         from mmx.data import tokenizer
 
         print(f"{args.source}: prepared {tokenizer.prepare(args.source, args.data_dir)}")
+        return 0
+
+    if args.kind == "latents":
+        from mmx.cli import latents
+        from mmx.cli.backend import start_jax
+
+        start_jax()
+        made = latents.prepare(args.source, args.codec, args.name, args.size, args.data_dir)
+        spec, directory, built = made
+        _report(spec, args.data_dir, directory, built)
         return 0
 
     if args.kind == "features":

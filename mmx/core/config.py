@@ -213,13 +213,18 @@ def _may_change(name: str) -> bool:
     return name in RESUME_ALLOWED or name.partition(".")[0] in RESUME_ALLOWED
 
 
+def fixed_items(config: ConfigDict) -> dict[str, Any]:
+    """:func:`flat_items` of the fields that make a run what it is: not ``RESUME_ALLOWED``."""
+    return {name: value for name, value in flat_items(config).items() if not _may_change(name)}
+
+
 def changed_fields(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """``"  name: old -> new"`` of each field that makes it another run: not ``RESUME_ALLOWED``."""
-    before, after = flat_items(old), flat_items(new)
+    """``"  name: old -> new"`` of each of the :func:`fixed_items` that differs."""
+    before, after = fixed_items(old), fixed_items(new)
     return [
         f"  {name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not _may_change(name)
+        if before.get(name) != after.get(name)
     ]
 
 

@@ -61,21 +61,34 @@ def build(
     Raises:
       UserError: the disk is full, the directory cannot be written, or something else lies there.
     """
+
+    def make(aside: Path) -> None:
+        with _plain_tfds():
+            make_builder(str(aside)).download_and_prepare()
+        train_tokenizer(captions, VOCAB_SIZE, aside / relative / FILE_NAME)
+
+    return make_aside(data_dir, relative, make)
+
+
+def make_aside(data_dir: Path, relative: str, make: Callable[[Path], None]) -> bool:
+    """Have ``relative`` made in a folder aside, given to ``make``, and put it in its place.
+
+    Returns and raises as :func:`build`.
+    """
     target = data_dir / relative
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(data_dir / relative.split("/")[0]) as aside_root:
+        root = data_dir / relative.split("/")[0]
+        root.mkdir(parents=True, exist_ok=True)
+        with lock(root) as aside_root:
             if is_prepared(target):
                 return False
             if target.exists():
                 raise UserError(f"{target} is there and mmx did not make it; move it away first")
             aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=aside_root))
             try:
-                with _plain_tfds():
-                    make_builder(str(aside)).download_and_prepare()
-                built = aside / relative
-                train_tokenizer(captions, VOCAB_SIZE, built / FILE_NAME)
-                built.rename(target)
+                make(aside)
+                target.parent.mkdir(exist_ok=True)
+                (aside / relative).rename(target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     except (OSError, RuntimeError) as error:

@@ -106,19 +106,47 @@ def open_mixture(data, data_dir: PathLike | None = None) -> Mixture:
     """All that ``config.data`` trains on, pairs and texts.
 
     Args:
-      data: ``source``, ``split``, ``data_dir`` and ``mix``.
+      data: ``source``, ``split``, ``data_dir`` and, where there are, ``mix`` and ``latents``.
       data_dir: instead of that of the config.
 
     Raises:
       UserError: a malformed entry; see `mmx.data.source.open_source`.
     """
-    where = data_dir or data.data_dir
+    where, latents = data_dir or data.data_dir, getattr(data, "latents", False)
     return Mixture(
         [
-            sources.open_source(spec, split, where, needs_image=False)
+            sources.open_source(spec, split, where, needs_image=False, latents=latents)
             for spec, split in entries(data)
         ]
     )
+
+
+def check_latents(config, codec: str) -> None:
+    """Are the latents that ``config.data`` trains on those of the run's codec?
+
+    Args:
+      config: with ``data`` and ``codec.run``.
+      codec: the identity of that codec, see `mmx.models.stages.identity`.
+
+    Raises:
+      UserError: of images of another size, or of another codec; says what to do.
+    """
+    for info in {id(part.info): part.info for part in open_mixture(config.data).parts}.values():
+        of = info.latents
+        if of is None:  # texts alone
+            continue
+        if of["image_size"] != config.data.image_size:
+            raise UserError(
+                f"config.data.image_size={config.data.image_size}: {info.name} has the latents of "
+                f"images of {of['image_size']} pixels; give that size, or make others: "
+                f"mmx prepare latents ... --size {config.data.image_size} --name NAME"
+            )
+        if of["codec"] != codec:
+            raise UserError(
+                f"config.codec.run={config.codec.run}: {info.name} has the latents of another "
+                f"codec, --codec {of['run']} ({of['codec']}, this one is {codec}); name that run, "
+                f"or make others: mmx prepare latents ... --codec {config.codec.run} --name NAME"
+            )
 
 
 def open_training(data, data_dir: PathLike | None = None) -> Any:

@@ -24,11 +24,11 @@ from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.data.build import default_data_dir
 from mmx.data.image import ImageError, decode
+from mmx.data.roles import label_of, of_type, roles_of
 from mmx.data.splits import split_parts
 from mmx.data.text import FILE_NAME as TOKENIZER_FILE
 
 LABEL_CAPTION = "a photo of a {label}"
-_TEXT_NAMES = ("text", "caption")  # which one is the caption where a data set has several texts
 _CACHE_BYTES = 512 * 2**20  # ours: decoded examples kept in memory, a process and split
 _BATCH = 1024  # ours: records read at once, where all are
 _TEXT_BYTES = 1024  # ours: what an example takes in memory without its image, about
@@ -40,6 +40,7 @@ OURS = {
     "noto": ("mmx prepare noto", "64"),
     "wordnet": ("mmx prepare wordnet", ""),
 }
+LATENTS = "latents"  # the feature and the record that mmx.data.latents adds to a data set
 _VIEWS = ("edits", "series")  # of a data set, see mmx.data.views
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -56,6 +57,8 @@ class DataInfo:
       tokenizer_path: the tokenizer trained on its captions, None when there is none.
       splits: split -> number of examples.
       shards: the files that hold the examples of all splits.
+      latents: what the latents are that its images have beside them, see `mmx.data.latents`; None
+        where they have none.
     """
 
     name: str
@@ -64,15 +67,17 @@ class DataInfo:
     tokenizer_path: Path | None
     splits: Mapping[str, int]
     shards: tuple[Path, ...]
+    latents: Mapping[str, Any] | None
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the examples and what they mean: equal for equal builds, wherever they lie.
 
         Of the shards of all splits, the features, the names of the labels and, where the metadata
-        states one, the digest of the ``drawings`` that the images were made from. Not of the
-        tokenizer, of which each run keeps a copy, nor of anything else in the directory. Files are
-        hashed whole up to 64 MiB together; beyond that, the shards by name and size only.
+        states one, the digest of the ``drawings`` that the images were made from, and of the codec
+        of their latents. Not of the tokenizer, of which each run keeps a copy, nor of anything else
+        in the directory. Files are hashed whole up to 64 MiB together; beyond that, the shards by
+        name and size only.
         """
         there = storage.sizes(self.directory)
         shards = {path.name for path in self.shards}
@@ -84,7 +89,8 @@ class DataInfo:
             digest.update(f"{name} {size}\n".encode())
             if whole or name in meaning:
                 digest.update(storage.read_bytes(self.directory / name))
-        digest.update(str(_metadata(self.directory).get("drawings", "")).encode())
+        digest.update(str(metadata(self.directory).get("drawings", "")).encode())
+        digest.update((self.latents or {}).get("codec", "").encode())
         return digest.hexdigest()[:16]
 
 
@@ -92,25 +98,38 @@ class Source:
     """Random access to one split; safe to share between threads.
 
     ``source[i]`` is a dict: ``"image"`` uint8 [H, W, 3] (read-only; absent from a data set of texts
-    alone), ``"text"`` the caption (str), and every other scalar or text feature by its name.
+    alone; with ``latents`` its latents, float16 [h, w, Z]), ``"text"`` the caption (str), and every
+    other scalar or text feature by its name.
 
     Attributes:
       info: of the whole data set.
+      image_key: the name of its image feature, None for none.
       split: ``"train"``, or a slice such as ``"train[:10%]"``.
       label: (feature, names of its classes) where the data set has one label feature, or one called
         "label"; else None. ``source[i][feature]`` is the number of the class.
     """
 
     def __init__(
-        self, info: DataInfo, split: str, records: Any, features: Any, needs_image: bool = True
+        self,
+        info: DataInfo,
+        split: str,
+        records: Any,
+        features: Any,
+        needs_image: bool = True,
+        latents: bool = False,
     ):
         self.info, self.split = info, split
-        self._records = records
-        roles = _roles(info.name, features, needs_image)
-        self._image_key, self._text_key, self._label_key, self._kept = roles
+        self._records, self._latents = records, latents
+        roles = roles_of(info.name, features, needs_image)
+        self.image_key, self._text_key, self._label_key, self._kept = roles
+        if latents and self.image_key is not None and info.latents is None:
+            raise UserError(
+                f"config.data.latents=True: the images of {info.name} have none; add them by: mmx "
+                f"prepare latents tfds:{info.name} --codec RUN; or give --noconfig.data.latents"
+            )
         if self._label_key is not None:
             self._label_name = features[self._label_key].int2str
-        key = _label_of(features)
+        key = label_of(features)
         self.label = None if key is None else (key, tuple(features[key].names))
         self._cache: dict[int, dict[str, Any]] = {}
         self._cached_bytes = 0
@@ -147,15 +166,17 @@ class Source:
 
     def _outline(self, record: Mapping[str, Any]) -> dict[str, Any]:
         example = {key: _plain(record[key]) for key in self._kept}
-        image = {} if self._image_key is None else {"image": None}
+        image = {} if self.image_key is None else {"image": None}
         return {**example, **image, "text": self._text(record)}
 
     def _read(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         example = self._outline(record)
-        if self._image_key is not None:
+        if self.image_key is not None and self._latents:
+            example["image"] = record[LATENTS]
+        elif self.image_key is not None:
             try:
-                image = decode(record[self._image_key])
+                image = decode(record[self.image_key])
             except ImageError as error:
                 raise ImageError(f"{self.info.name} {self.split}[{index}]: {error}") from error
             image.setflags(write=False)
@@ -196,7 +217,11 @@ class Joined:
 
 
 def open_source(
-    spec: str, split: str, data_dir: PathLike | None = None, needs_image: bool = True
+    spec: str,
+    split: str,
+    data_dir: PathLike | None = None,
+    needs_image: bool = True,
+    latents: bool = False,
 ) -> Source | Joined:
     """Open a split of a prepared data set, or several as one.
 
@@ -207,11 +232,12 @@ def open_source(
         joined by +, each with how often its examples occur: ``"train*4+train_toned"``.
       data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
       needs_image: False takes a data set of texts alone, too.
+      latents: give those that are stored in the place of images.
 
     Raises:
       UserError: malformed spec; not prepared (names the command that prepares it); prepared in
         another format than ArrayRecord; no such split (lists the splits); no image, or no one text
-        or label feature.
+        or label feature; images without latents.
     """
     sources = []
     if is_view(spec) and needs_image:
@@ -222,9 +248,9 @@ def open_source(
         if is_view(spec):
             from mmx.data.views import open_view
 
-            sources += [open_view(spec, name, data_dir)] * times
+            sources += [open_view(spec, name, data_dir, latents)] * times
             continue
-        sources += [_open_one(spec, name, data_dir, needs_image)] * times
+        sources += [_open_one(spec, name, data_dir, needs_image, latents)] * times
     return sources[0] if len(sources) == 1 else Joined(split, sources)
 
 
@@ -233,7 +259,9 @@ def is_view(spec: str) -> bool:
     return spec.partition(":")[0] in _VIEWS
 
 
-def _open_one(spec: str, split: str, data_dir: PathLike | None, needs_image: bool) -> Source:
+def _open_one(
+    spec: str, split: str, data_dir: PathLike | None, needs_image: bool, latents: bool
+) -> Source:
     import tensorflow_datasets as tfds
 
     name = _parse(spec)
@@ -259,6 +287,7 @@ def _open_one(spec: str, split: str, data_dir: PathLike | None, needs_image: boo
         shards=tuple(
             storage.path(p) for split in builder.info.splits.values() for p in split.filepaths
         ),
+        latents=metadata(directory).get(LATENTS),
     )
     if split.partition("[")[0] not in info.splits:
         raise UserError(f"data.split={split}: {name} has the splits {', '.join(info.splits)}")
@@ -267,12 +296,12 @@ def _open_one(spec: str, split: str, data_dir: PathLike | None, needs_image: boo
         if path.name not in there:
             raise UserError(f"{path}: missing; the data set {name} is not whole, prepare it again")
     features = dict(builder.info.features.items())
-    skip = {key: tfds.decode.SkipDecoding() for key in _of_type(features, "Image")}
+    skip = {key: tfds.decode.SkipDecoding() for key in of_type(features, "Image")}
     try:
         records = builder.as_data_source(split, decoders=skip)
     except Exception as error:  # a malformed slice, or a file of the split is missing
         raise UserError(f"data.split={split}: cannot open it in {name} ({error})") from error
-    return Source(info, split, records, features, needs_image)
+    return Source(info, split, records, features, needs_image, latents)
 
 
 def _parse(spec: str) -> str:
@@ -321,60 +350,19 @@ def _command(name: str) -> str:
     return f"tfds build {name} --file_format=array_record"
 
 
-def _of_type(features: Mapping[str, Any], *types: str) -> list[str]:
-    # By name: `Text` is a function-like class in some versions of TFDS and a subclass in others.
-    return [key for key, feature in features.items() if type(feature).__name__ in types]
-
-
-def _roles(
-    name: str, features: Mapping[str, Any], needs_image: bool
-) -> tuple[str | None, str | None, str | None, list[str]]:
-    """(image key, text key, label key, each None for none; keys of the other scalars and texts)."""
-    images = _of_type(features, "Image")
-    texts = _of_type(features, "Text")
-    scalars = [
-        key
-        for key, feature in features.items()
-        if type(feature).__name__ in ("Scalar", "Tensor", "ClassLabel") and feature.shape == ()
-    ]
-    image = images[0] if len(images) == 1 else next((k for k in images if k == "image"), None)
-    if image is None and (needs_image or images):
-        raise UserError(
-            f"data.source=tfds:{name}: has no one image feature; its features: {[*features]}"
-        )
-    text = texts[0] if len(texts) == 1 else next((k for k in _TEXT_NAMES if k in texts), None)
-    label = _label_of(features)
-    # A single text beside a label is often an id or a file name: the caption has to be called one.
-    if label is not None and text is not None and text not in _TEXT_NAMES:
-        text = None
-    if text is None and label is None:
-        raise UserError(
-            f"data.source=tfds:{name}: needs a text feature (called caption or text where there "
-            f"are several) or a label; its features: {[*features]}"
-        )
-    kept = [key for key in (*texts, *scalars) if key not in ("image", "text")]
-    return image, text, None if text is not None else label, kept
-
-
-def _label_of(features: Mapping[str, Any]) -> str | None:
-    """The one label, or the one called so."""
-    labels = _of_type(features, "ClassLabel")
-    return labels[0] if len(labels) == 1 else next((k for k in labels if k == "label"), None)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.item() if isinstance(value, np.generic | np.ndarray) else value
 
 
-def _metadata(directory: Path) -> dict[str, Any]:
+def metadata(directory: Path) -> dict[str, Any]:
     """What a builder of TFDS says of its data in words of its own; {} where it says nothing."""
     file = directory / "metadata.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _attribution(directory: Path, info: Any) -> str:
-    if stated := _metadata(directory).get("attribution"):
+    if stated := metadata(directory).get("attribution"):
         return str(stated)
     return (info.redistribution_info.license or "").strip()

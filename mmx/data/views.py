@@ -166,7 +166,8 @@ class ViewInfo(DataInfo):
 class View:
     """Random access to one split of documents: to its readers a :class:`mmx.data.source.Source`.
 
-    ``view[i]`` is a dict: ``"parts"``, a list of texts and of images uint8 [H, W, 3]; ``"kind"``;
+    ``view[i]`` is a dict: ``"parts"``, a list of texts and of images uint8 [H, W, 3] (with
+    ``latents`` theirs, float16 [h, w, Z]); ``"kind"``;
     ``"caption"`` and ``"concept"`` of the last image.
 
     Attributes:
@@ -220,13 +221,16 @@ class View:
         }
 
 
-def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
+def open_view(
+    spec: str, split: str, data_dir: PathLike | None = None, latents: bool = False
+) -> View:
     """Open a split of a view.
 
     Args:
       spec: ``"edits:NAME/CONFIG"`` or ``"series:NAME/CONFIG"``.
       split: a split's name.
       data_dir: where data sets lie.
+      latents: give those that are stored in the place of images.
 
     Raises:
       UserError: see :func:`mmx.data.source.open_source`; a data set without the features that this
@@ -234,7 +238,7 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
     """
     name = spec.partition(":")[2]
     base = open_source(f"tfds:{name}", "train", data_dir)
-    sources, found, digest = _read(spec, data_dir, base.info.fingerprint)
+    sources, found, digest = _read(spec, data_dir, base.info.fingerprint, latents)
     if split not in found:
         raise UserError(f"data.split={split}: {spec} has the splits {', '.join(found) or 'none'}")
     fields = {f.name: getattr(base.info, f.name) for f in dataclasses.fields(base.info)}
@@ -242,15 +246,17 @@ def open_view(spec: str, split: str, data_dir: PathLike | None = None) -> View:
     return View(ViewInfo(**fields, documents=digest), split, found[split], sources)
 
 
-@functools.lru_cache(maxsize=2)  # a run opens its views several times, for seconds each
+@functools.lru_cache(maxsize=4)  # a run opens its views several times, for seconds each
 def _read(
-    spec: str, data_dir: PathLike | None, fingerprint: str
+    spec: str, data_dir: PathLike | None, fingerprint: str, latents: bool
 ) -> tuple[dict[str, Source], dict[str, list[Document]], str]:
     """(the splits of a data set of this fingerprint, those of the view, digest of the latter)."""
     del fingerprint  # so that data prepared anew are read anew
     kind, _, name = spec.partition(":")
     splits = open_source(f"tfds:{name}", "train", data_dir).info.splits
-    sources = {split: open_source(f"tfds:{name}", split, data_dir) for split in splits}
+    sources = {
+        split: open_source(f"tfds:{name}", split, data_dir, latents=latents) for split in splits
+    }
     drawings = [drawing for source in sources.values() for drawing in _drawings(source)]
     found: dict[str, list[Document]] = {}
     for document in VIEWS[kind](drawings):

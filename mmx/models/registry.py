@@ -39,13 +39,14 @@ def make_task(config, run, abstract: bool = False):
     return _load(_TASKS, config.family, "family of models")(config, run, abstract)
 
 
-def make_codec(config, gives: str = ""):
+def make_codec(config, gives: str = "", field: str = "config.codec"):
     """The codec of an earlier run's config.
 
     Args:
       config: of that run.
       gives: "codes" or "latents" where the later model can do with nothing else: a
         :class:`mmx.models.protocols.Codec`, or a LatentCodec.
+      field: that names the run, for the message.
 
     Raises:
       UserError: a family that is no codec, or a codec of the other kind.
@@ -53,8 +54,8 @@ def make_codec(config, gives: str = ""):
     codec = _load(_CODECS, config.family, "image codec")(config)
     if gives and not hasattr(codec, _GIVES[gives][0]):
         raise UserError(
-            f"config.codec: a tokenizer with config.quantizer.kind={config.quantizer.kind!r} does "
-            f"not give {_GIVES[gives][1]}, which this model reads; name a run of one that does"
+            f"{field}: a tokenizer with config.quantizer.kind={config.quantizer.kind!r} does "
+            f"not give {_GIVES[gives][1]}, which are needed here; name a run of one that does"
         )
     return codec
 

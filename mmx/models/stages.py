@@ -22,6 +22,8 @@ from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
 
 _WEIGHTS = "weights.safetensors"
+# Of a tokenizer's run: what neither encodes nor decodes.
+CODEC_DROP = ("params/discriminator", "extra/lecam")
 
 
 def pin(
@@ -102,6 +104,14 @@ def planned_config(stage: ConfigDict) -> ConfigDict:
 def load_config(folder: Path) -> ConfigDict:
     """The config of a pinned stage."""
     return configs.from_json(storage.read_text(folder / "config.json"))
+
+
+def identity(folder: Path) -> str:
+    """Sixteen digits of what a pinned stage computes: of its weights and of its config, but for
+    what may change while a run goes on."""
+    weights = json.loads(storage.read_text(folder / "pin.json"))["sha256"]
+    config = json.dumps(configs.fixed_items(load_config(folder)), sort_keys=True)
+    return hashlib.sha256(f"{weights} {config}".encode()).hexdigest()[:16]
 
 
 def load_weights(folder: Path) -> Any:

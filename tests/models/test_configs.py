@@ -155,8 +155,10 @@ def test_the_papers_numbers_of_transfusion():
         assert (task.grid, task.codec.latent_dim, task.patches) == (32, 8, 256)
         counts[size] = tree.num_params(jax.eval_shape(task.init, jax.random.key(0))[0])
         assert counts[size] / 1e9 == pytest.approx(billions, rel=0.05)
-        tiny.add(configs.to_text(configs.load_config(f"transfusion/{size}:tiny")))
+        text = configs.to_text(configs.load_config(f"transfusion/{size}:tiny"))
+        tiny.add(text.replace("data.latents = False\n", ""))  # as where it is absent
     assert len(tiny) == 1  # so one of them is trained below
+    assert task.batch_spec()["images"].shape == (512, 12, 32, 32, 8)  # latents, not pixels
     # 6 a weight in a product and token; half of attention; both maps of 12 images' patches.
     L, D, F, images = 4096, 4096, 11008, 12 * 256
     layer = L * (4 * D**2 + 3 * D * F) + L * (L + 1) * D

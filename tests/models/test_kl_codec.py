@@ -203,7 +203,7 @@ def test_an_average_of_parameters_beside_the_moments_is_refused(build):
 
 
 def test_a_model_of_codes_refuses_latents_and_the_other_way_round(build):
-    says = r"config.quantizer.kind='kl' does not give codes, which this model reads"
+    says = r"config.quantizer.kind='kl' does not give codes, which are needed here"
     with pytest.raises(UserError, match=says):
         build.muse(codec=SPEC)
     with pytest.raises(UserError, match=r"kind='vq' does not give continuous latents"):

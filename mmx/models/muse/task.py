@@ -65,7 +65,7 @@ class MuseTask:
                 run,
                 "codec",
                 config.codec.run,
-                drop=("params/discriminator", "extra/lecam"),
+                drop=stages.CODEC_DROP,
                 accept=lambda codec: make_codec(codec, "codes").grid(config.data.image_size),
             )
             codec = stages.load_config(self._codec_folder)

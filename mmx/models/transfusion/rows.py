@@ -10,6 +10,7 @@ Axis letters: L length of a row, M images of a row, S patches of an image, H W p
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from mmx.core.errors import UserError
@@ -62,6 +63,8 @@ class RowRules:
       drop: how often what precedes an image that ends its document is hidden from it, for guidance:
         the image, from its marker on, becomes a document of its own, and what is before it is not
         learned.
+      latents: (h, w, Z) of the images of documents where those are stored latents; None where they
+        are pixels, which ``fit`` makes ready.
     """
 
     markers: Markers
@@ -75,6 +78,26 @@ class RowRules:
     noise_limit: float = 0.5
     drop: float = 0.1
     clean_copies: bool = False
+    latents: tuple[int, int, int] | None = None
+
+    @property
+    def image(self) -> tuple[tuple[int, int, int], type]:
+        """(shape, dtype) of an image in a row."""
+        if self.latents:
+            return self.latents, np.float16
+        return (self.image_size, self.image_size, 3), np.uint8
+
+    def spec(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of so many rows of :func:`pack`, and their positions in the stream."""
+        (shape, dtype), L, M = self.image, self.length, self.max_images
+        spec = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+        names = ("tokens", "document", "image", "labels")
+        return {name: spec(np.int32, L) for name in names} | {
+            "images": spec(dtype, M, *shape),
+            "first": spec(np.int32, M),
+            "noise_limit": spec(np.float32, M),
+            "position": spec(np.uint32),
+        }
 
     def count(self, example: dict) -> tuple[int, int]:
         """The most (tokens, images) that an example takes of a row, whatever is drawn."""
@@ -136,9 +159,9 @@ def pack(examples: list[dict], rules: RowRules, rng: np.random.Generator) -> dic
 
     Returns:
       tokens, document (-1 padding), image (number of the image at its patches, else -1), labels
-      (the next id where it counts, else -1): int32 [L]; images uint8 [M, H, W, 3]; first: int32
-      [M], each image's first patch, L for none; noise_limit: float32 [M], the most noise, 0 for an
-      image without a loss or none.
+      (the next id where it counts, else -1): int32 [L]; images uint8 [M, H, W, 3], of latents
+      float16 [M, h, w, Z]; first: int32 [M], each image's first patch, L for none; noise_limit:
+      float32 [M], the most noise, 0 for an image without a loss or none.
 
     Raises:
       UserError: more tokens or images than fit.
@@ -160,7 +183,8 @@ def pack(examples: list[dict], rules: RowRules, rng: np.random.Generator) -> dic
             ordered = ordered[::-1]
         for parts, is_copy in rules.documents(ordered):
             at, documents = _write(parts, is_copy, rules, rng, row, images, at, documents)
-    row["images"] = np.zeros((M, rules.image_size, rules.image_size, 3), np.uint8)
+    shape, dtype = rules.image
+    row["images"] = np.zeros((M, *shape), dtype)
     for slot, image in enumerate(images):
         row["images"][slot] = image
     return row
@@ -237,7 +261,7 @@ def _write(parts, is_copy: bool, rules: RowRules, rng, row, images: list, at: in
         tokens += [markers.boi, *[markers.eos] * rules.patches, markers.eoi]
         learned += [True, *[False] * (rules.patches + 1)]
         image_of += [-1, *[len(images)] * rules.patches, -1]
-        images.append(rules.fit(part))
+        images.append(part if rules.latents else rules.fit(part))
     if is_copy:  # it ends with its last patch: of what follows, nothing is true of the whole
         tokens, image_of = tokens[:-1], image_of[:-1]
         learned = [False] * len(tokens)

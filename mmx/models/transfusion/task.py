@@ -12,6 +12,7 @@ from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.data.image import fit
+from mmx.data.mixture import check_latents
 from mmx.data.text import EOS_ID, PAD_ID
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
@@ -66,7 +67,7 @@ class TransfusionTask:
                 run,
                 "codec",
                 config.codec.run,
-                drop=("params/discriminator", "extra/lecam"),
+                drop=stages.CODEC_DROP,
                 accept=lambda codec: make_codec(codec, "latents").grid(config.data.image_size),
             )
             codec = stages.load_config(self._codec_folder)
@@ -81,6 +82,7 @@ class TransfusionTask:
         rows.check_config(config, self.patches)
         # A run of texts alone has a slot too, always blank: no shape is empty.
         self.slots = max(config.data.max_images, 1)
+        stored = config.data.get("latents", False)
         self.rules = rows.RowRules(
             markers=self.markers,
             encode=self._encode,
@@ -93,7 +95,11 @@ class TransfusionTask:
             noise_limit=of.noise_limit,
             drop=of.drop,
             clean_copies=of.get("clean_copies", False),
+            latents=(self.grid, self.grid, self.codec.latent_dim) if stored else None,
         )
+        # Of a run that has saved, `mmx.core.run_dir.check_data` knows the data again.
+        if stored and not abstract and not run.has_saved():
+            check_latents(config, stages.identity(self._codec_folder))
         self.options()
         self._samplers: dict = {}
         check_metrics(config.eval.metrics, config.eval.scorer, taught_by(codec), writes=True)
@@ -124,16 +130,7 @@ class TransfusionTask:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
-        data = self.config.data
-        B, L, M, size = self.config.batch_size, data.row_len, self.slots, data.image_size
-        spec = lambda dtype, *shape: jax.ShapeDtypeStruct((B, *shape), dtype)
-        names = ("tokens", "document", "image", "labels")
-        return {name: spec(jnp.int32, L) for name in names} | {
-            "images": spec(jnp.uint8, M, size, size, 3),
-            "first": spec(jnp.int32, M),
-            "noise_limit": spec(jnp.float32, M),
-            "position": spec(jnp.uint32),
-        }
+        return self.rules.spec(self.config.batch_size)
 
     # Parameters
 
@@ -174,14 +171,17 @@ class TransfusionTask:
 
     # Training
 
-    def latents(self, frozen, image_u8: jax.Array) -> jax.Array:
-        """uint8 [..., H, W, 3] -> normalised latents float32 [..., h, w, Z].
+    def latents(self, frozen, images: jax.Array) -> jax.Array:
+        """uint8 [..., H, W, 3] -> normalised latents float32 [..., h, w, Z]; stored ones, float16
+        [..., h, w, Z], are those.
 
         Places of a row without an image are blank ones and cost as much: shapes are fixed.
         """
-        flat = image_u8.reshape(-1, *image_u8.shape[-3:])
+        if images.dtype == jnp.float16:
+            return images.astype(jnp.float32)
+        flat = images.reshape(-1, *images.shape[-3:])
         z = jax.lax.stop_gradient(self.codec.encode(frozen["codec"], to_float(flat)))
-        return z.astype(jnp.float32).reshape(*image_u8.shape[:-3], *z.shape[1:])
+        return z.astype(jnp.float32).reshape(*images.shape[:-3], *z.shape[1:])
 
     def loss(self, params, extra, frozen, batch, rng, step, train=True):
         """(scalar, (metrics, extra)). Every draw of a row comes from (seed, its position)."""

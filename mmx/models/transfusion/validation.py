@@ -206,8 +206,9 @@ class Shuffled(Sequence):
 def evaluators(task, mesh) -> list[Validation]:
     """Of each split of ``config.eval.splits``, and of the texts that are mixed in and held out."""
     data, rater = task.config.data, Rater(task, mesh)
+    kwargs = dict(needs_image=False, latents=data.get("latents", False))
     opened = [
-        (split, open_source(data.source, split, data.data_dir, needs_image=False))
+        (split, open_source(data.source, split, data.data_dir, **kwargs))
         for split in task.config.eval.splits
     ]
     opened += [(f"{name}/{split}", source) for name, split, source in held_out_texts(data)]
