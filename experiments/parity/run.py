@@ -16,10 +16,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import language_models
 import numpy as np
 import pictures
 import texts
 import towers
+from lm_weights import weights
 from safetensors.numpy import load_file, save_file
 
 from mmx.core.errors import UserError
@@ -27,6 +29,8 @@ from mmx.data.clip_bpe import ClipTokenizer
 from mmx.data.image import decode, resize_crop, stretch
 from mmx.data.siglip_text import SiglipTokenizer
 from mmx.models.clip.published import load_published
+from mmx.nn.causal_lm import CausalLM
+from mmx.pretrained.causal_lm import load_causal_lm
 from mmx.pretrained.hub import Repository
 
 REPO = Path(__file__).resolve().parents[2]
@@ -48,6 +52,7 @@ ANCHORS = (
 def write_goldens(folder: Path) -> None:
     """All that the libraries say, into a folder laid out as the goldens."""
     towers.write_all(folder)
+    language_models.write_goldens(folder)
     save_file(pictures.pictures_golden(), folder / "pictures.safetensors")
     _write_texts(folder / "clip_bpe.json", texts.clip_golden())
     (folder / "siglip_text").mkdir(exist_ok=True)
@@ -85,6 +90,26 @@ def compare_towers(live: Path) -> None:
             np.testing.assert_allclose(value, golden[key], atol=1e-5, rtol=1e-5, err_msg=key)
             worst = max(worst, float(np.abs(value - golden[key]).max()))
         print(f"towers: {name}: embeddings and logits equal, the worst differs by {worst:.1e}")
+
+
+def compare_language_models(live: Path) -> None:
+    """Live logits, to 1e-4; the committed ones are compared as all goldens are."""
+    golden = load_file(live / "logits.safetensors")
+    kept, now = (
+        json.loads((folder / "configs.json").read_text()) for folder in (GOLDENS / live.name, live)
+    )
+    assert kept == now, "configs.json"
+    for name, model in now.items():
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(model["config"]))
+            save_file(weights(model["tensors"]), Path(folder) / "model.safetensors")
+            arch, params = load_causal_lm(Repository(folder))
+        run = jax.jit(CausalLM(arch).apply)
+        logits, wanted = run({"params": params}, golden[f"{name}/ids"]), golden[f"{name}/logits"]
+        np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=0, err_msg=name)
+        print(
+            f"language models: {name}: the worst logit differs by {abs(logits - wanted).max():.1e}"
+        )
 
 
 def _logits(model, params, extra, image_u8, text_ids):
@@ -138,6 +163,7 @@ def main() -> None:
             write_goldens(GOLDENS)
         compare_goldens(live)
         compare_towers(live)
+        compare_language_models(live / language_models.FOLDER)
         golden = json.loads((live / "siglip_text/golden.json").read_text())
         print("texts:", texts.check_siglip(golden, live / "siglip_text/tokenizer.json"))
     print("texts:", texts.check_clip_live())

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale, no mean, no bias (arXiv 1910.07467)."""
+    """Root-mean-square norm with a learned scale, no mean, no bias (arXiv 1910.07467).
+
+    ``offset`` is added to the scale: 1 in Gemma's weights.
+    """
 
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
     scale_start: float = 1.0
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -22,6 +26,8 @@ class RMSNorm(nn.Module):
         )
         x32 = x.astype(jnp.float32)
         inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        if self.offset:
+            scale = scale.astype(jnp.float32) + self.offset
         return (x32 * inv * scale).astype(self.dtype)
 
 

@@ -4,9 +4,11 @@ Axis letters: B batch, L length, N heads, K head size.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rotate(
@@ -37,12 +39,55 @@ def rotate(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _turn(theta, scale, x_BLNK, position_BL):
-    return _turned(x_BLNK, position_BL, theta, scale, 1.0)
+    return _turned(x_BLNK, position_BL, _speeds(theta, x_BLNK), scale, 1.0)
 
 
-def _turned(x_BLNK, position_BL, theta, scale, sense):
+class Rope(NamedTuple):
+    """How fast pairs of coordinates turn in published weights; by the names of ``config.json``.
+
+    Attributes:
+      theta: the base.
+      factor: by which a longer context slows the turning: of all pairs, or where ``original`` is
+        given of those that turn slowly in it (Llama 3.1's rule, "llama3").
+      low, high: ``low_freq_factor`` and ``high_freq_factor``: pairs of fewer than ``low`` turns in
+        the original context are slowed, of more than ``high`` not, between them partly.
+      original: ``original_max_position_embeddings``, or 0.
+    """
+
+    theta: float = 10_000.0
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 0
+
+    def speeds(self, head_size: int) -> np.ndarray:
+        """float32 [K / 2]: of each pair, radians a position."""
+        half = head_size // 2
+        speed_k = self.theta ** (-np.arange(half) / half)
+        if not self.original:
+            return (speed_k / self.factor).astype(np.float32)
+        turns_k = self.original * speed_k / (2 * np.pi)
+        kept_k = np.clip((turns_k - self.low) / (self.high - self.low), 0, 1)
+        return (speed_k * (kept_k + (1 - kept_k) / self.factor)).astype(np.float32)
+
+
+def rotate_by(
+    x_BLNK: jax.Array, speed_k: jax.Array, scale: float, position_BL: jax.Array
+) -> jax.Array:
+    """:func:`rotate` with the speeds of :meth:`Rope.speeds`, which may differ from layer to layer.
+
+    For weights that are not trained: there is no backward pass of its own.
+    """
+    return _turned(x_BLNK, position_BL, speed_k, scale, 1.0)
+
+
+def _speeds(theta, x_BLNK):
     half = x_BLNK.shape[-1] // 2
-    speed_k = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    return theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def _turned(x_BLNK, position_BL, speed_k, scale, sense):
+    half = x_BLNK.shape[-1] // 2
     angle_BLk = position_BL.astype(jnp.float32)[..., None] * speed_k
     angle_BLNK = jnp.tile(angle_BLk, 2)[:, :, None]
     # The partners come by a product, which is exact: a TPU's compiler cuts a rotation of lanes into
@@ -67,7 +112,8 @@ def _forward(theta, scale, x_BLNK, position_BL):
 
 def _backward(theta, scale, position_BL, slope_BLNK):
     """Back by the same angle. Written out, as autodiff would round nothing and pass float32 on."""
-    return _turned(slope_BLNK, position_BL, theta, scale, -1.0), None
+    speed_k = _speeds(theta, slope_BLNK)
+    return _turned(slope_BLNK, position_BL, speed_k, scale, -1.0), None
 
 
 _turn.defvjp(_forward, _backward)

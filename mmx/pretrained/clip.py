@@ -5,13 +5,13 @@ Two forms are read: that of Hugging Face's `transformers` (``config.json``, mode
 is compared with its own library: `make parity`. The tree is told in mmx/models/clip/model.py.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmx.core import storage, tree
+from mmx.core import tree
 from mmx.core.errors import UserError, choose
+from mmx.pretrained.config_json import check_sizes, read_json
 from mmx.pretrained.hub import Repository
 from mmx.pretrained.tensors import (
     CONV,
@@ -93,9 +93,9 @@ def read_config(repository: Repository) -> Published:
     """Raises UserError: no config in it, or one of another kind of model; names the field."""
     file = repository.find("config.json")
     if file is None and (ours := repository.find("open_clip_config.json")) is not None:
-        return _open_clip_config(ours, _json(ours))
+        return _open_clip_config(ours, read_json(ours))
     file = file or repository.get("config.json")
-    config = _json(file)
+    config = read_json(file)
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
         raise UserError(f"{file}: model_type={kind!r}: use one of {', '.join(_DEFAULTS)}")
@@ -120,7 +120,7 @@ def read_config(repository: Repository) -> Published:
         )
         for field in (*_SIZES, *more)
     }
-    _check_sizes(file, sizes)
+    check_sizes(file, sizes)
     if kind == "siglip" and text["vocab_size"] == 256_000:  # SigLIP 2 says "siglip" as well
         told = f"{file}: text_config.vocab_size=256000 is of SigLIP 2, whose ids are not read"
         raise UserError(f"{told}: take a SigLIP, as google/siglip-base-patch16-224")
@@ -157,16 +157,6 @@ def read_config(repository: Repository) -> Published:
     )
 
 
-def _check_sizes(file, sizes: Mapping[str, Any]) -> None:
-    """Raises UserError for the first that is no size; names its field."""
-    for field, value in sizes.items():
-        if type(value) is not int or value < 1:
-            raise UserError(
-                f"{file}: {field}={value!r}: it has to be a whole number of at least 1; take the "
-                "file as it was published"
-            )
-
-
 def _tower(part: Mapping[str, Any]) -> dict[str, int]:
     return dict(
         width=part["hidden_size"],
@@ -185,7 +175,7 @@ def _open_clip_config(file, config: dict) -> Published:
             f"{file}: of open_clip's models mmx reads the modified ResNets ({unknown or 'a ViT'}); "
             "a ViT is read in the form of transformers, from its config.json"
         )
-    _check_sizes(
+    check_sizes(
         file,
         {
             "model_cfg.embed_dim": model.get("embed_dim"),
@@ -226,22 +216,13 @@ def _pixels(repository: Repository, usual: str) -> str:
     file = repository.find("preprocessor_config.json")
     if file is None:
         return usual
-    config = _json(file)
+    config = read_json(file)
     where = tuple(config.get("image_mean", ())), tuple(config.get("image_std", ()))
     if where not in _PIXELS:
         raise UserError(
             f"{file}: image_mean, image_std = {where}: mmx knows CLIP's and SigLIP's alone"
         )
     return _PIXELS[where]
-
-
-def _json(file) -> dict:
-    try:
-        config = json.loads(storage.read_text(file))
-        config.get("")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not a JSON object ({error})") from error
-    return config
 
 
 def read_weights(repository: Repository, published: Published, params: Any, extra: Any) -> Any:

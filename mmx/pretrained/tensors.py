@@ -39,18 +39,25 @@ class Source:
     Attributes:
       name: of its tensor; with ``{}`` for the number of the layer, one of each is stacked.
       layout: of it, or of each layer.
-      part: ``(k, n)``, the k-th of n equal parts of the tensor's first dimension.
-      padded: a table whose rows may be rounded up here (a vocabulary); those are zero.
+      part: ``(k, n)``, the k-th of n equal parts of the tensor's dimension ``part_of``.
+      padded: the tensor's first dimension is a vocabulary, which may be rounded up here; what is
+        added is zero.
     """
 
     name: str
     layout: Layout = VECTOR
     part: tuple[int, int] = (0, 1)
     padded: bool = False
+    part_of: int = 0
 
     @property
     def stacked(self) -> bool:
         return "{}" in self.name
+
+    @property
+    def grows(self) -> int | None:
+        """Our dimension that may be larger than the tensor's."""
+        return self.layout.index((0,)) if self.padded else None
 
     def names(self, shape: tuple[int, ...]) -> list[str]:
         """Of the tensors that make a parameter of this shape."""
@@ -61,17 +68,22 @@ class Source:
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...] | None:
         """What a tensor of some shape makes; None when it cannot be laid out so."""
         taken = [d for group in self.layout for d in group]
-        if any(d >= len(tensor) for d in taken) or (tensor and tensor[0] % self.part[1]):
+        if any(d >= len(tensor) for d in taken):
             return None
         if any(size != 1 for d, size in enumerate(tensor) if d not in taken):
             return None
-        sizes = [tensor[0] // self.part[1], *tensor[1:]] if tensor else []
+        sizes, parts = list(tensor), self.part[1]
+        if parts > 1:
+            if sizes[self.part_of] % parts:
+                return None
+            sizes[self.part_of] //= parts
         return tuple(math.prod(sizes[d] for d in group) for group in self.layout)
 
     def misfit(self, tensor: tuple[int, ...], wanted: tuple[int, ...]) -> str | None:
         """How a tensor of some shape fails to make a parameter; None when it does."""
         made = self.shape(tensor)
-        if made == wanted or (self.padded and made and (round_up(made[0]), *made[1:]) == wanted):
+        rounded = [round_up(n) if d == self.grows else n for d, n in enumerate(made or ())]
+        if made == wanted or (made and tuple(rounded) == wanted):
             return None
         return f"makes {made}, not {wanted}" if made else f"does not make {wanted}"
 
@@ -197,7 +209,8 @@ def _one(files, name: str, source: Source, index) -> np.ndarray:
     tensor, (part, parts) = files.shapes[name], source.part
     bounds = [[0, size] for size in tensor]
     if parts > 1:
-        bounds[0] = [part * tensor[0] // parts, (part + 1) * tensor[0] // parts]
+        size = tensor[source.part_of] // parts
+        bounds[source.part_of] = [part * size, (part + 1) * size]
     later = [slice(None)] * len(source.layout)
     for d, group in enumerate(source.layout):
         if len(group) == 1:  # cut before it is read; where several make one, after
@@ -209,7 +222,7 @@ def _one(files, name: str, source: Source, index) -> np.ndarray:
             later[d] = index[d]
     x = files.read(name, tuple(slice(*b) for b in bounds))
     if source.padded:
-        rows = index[0].stop - index[0].start - len(x)
+        rows = index[source.grows].stop - index[source.grows].start - len(x)
         x = np.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1))
     taken = [d for group in source.layout for d in group]
     rest = [d for d in range(x.ndim) if d not in taken]

@@ -1,0 +1,211 @@
+"""Published language models: equal to `transformers`, whose logits lie in goldens/pretrained.
+
+`make parity` writes these goldens anew from the library; weights are of a rule that both share.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from experiments.parity.lm_weights import weights
+from mmx.core.errors import UserError
+from mmx.nn.cache import write
+from mmx.nn.causal_lm import CausalLM, empty_cache
+from mmx.pretrained.causal_lm import load_causal_lm, read_architecture
+from mmx.pretrained.hub import Repository
+from mmx.train.sharding import infer_shardings, make_mesh
+
+FOLDER = Path(__file__).parents[1] / "goldens/pretrained/language_models"
+MODELS = json.loads((FOLDER / "configs.json").read_text())
+LOGITS = load_file(FOLDER / "logits.safetensors")
+
+
+def published(folder, name, config=None, tensors=None, files=1):
+    """The model as a repository, its tensors in one file or several."""
+    model = MODELS[name]
+    (folder / "config.json").write_text(json.dumps(config or model["config"]))
+    tensors = tensors or weights(model["tensors"])
+    if files == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return Repository(folder)
+    index = {}
+    for number in range(files):
+        file = f"model-{number + 1:05}-of-{files:05}.safetensors"
+        part = dict(sorted(tensors.items())[number::files])
+        save_file(part, folder / file)
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return Repository(folder)
+
+
+def piecewise(arch, params, ids, cuts):
+    """Logits of rows that are read piece by piece."""
+    net, cache = CausalLM(arch), empty_cache(arch, len(ids), ids.shape[1] + 3)
+    parts = []
+    for first, last in itertools.pairwise(cuts):
+        piece = ids[:, first:last]
+        x, k, v = net.apply({"params": params}, piece, cache=cache, method="hidden")
+        cache = write(cache, k, v, jnp.full(len(ids), last - first))
+        parts.append(net.apply({"params": params}, x, method="logits"))
+    return jnp.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_the_library_with_and_without_a_cache(name, tmp_path):
+    arch, params = load_causal_lm(published(tmp_path, name))
+    ids, wanted = LOGITS[f"{name}/ids"], LOGITS[f"{name}/logits"]
+
+    @jax.jit
+    def run(params, ids):
+        whole = CausalLM(arch).apply({"params": params}, ids)
+        return whole, piecewise(arch, params, ids, (0, 7, 12))
+
+    whole, cached = run(params, ids)
+    np.testing.assert_allclose(whole, wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(cached, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_switch_the_other_way_gives_other_logits(tmp_path):
+    """What the goldens would not tell apart they would not test."""
+    arch, params = load_causal_lm(published(tmp_path, "gemma2"))
+    other = dict(embed_scale=1.0, norm_offset=0.0, attention_cap=0.0, windows=(0, 0, 0))
+    flipped = [dataclasses.replace(arch, **{name: value}) for name, value in other.items()]
+    run = lambda params, ids: [CausalLM(a).apply({"params": params}, ids) for a in flipped]
+    for name, logits in zip(other, jax.jit(run)(params, LOGITS["gemma2/ids"])):
+        assert np.abs(logits - LOGITS["gemma2/logits"]).max() > 0.01, name
+
+
+def test_parts_of_a_file_give_the_same_weights_and_each_device_reads_its_own(tmp_path):
+    mesh = make_mesh(dict(slice=1, data=1, fsdp=2, tensor=4))
+    repository = published(tmp_path, "gpt2", files=3)
+    arch, params = load_causal_lm(repository, lambda boxed: infer_shardings(boxed, mesh))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    _, host = load_causal_lm(published(whole, "gpt2"))
+    jax.tree.map(np.testing.assert_array_equal, params, host)
+    kernel = params["blocks"]["attention"]["k"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert kernel.addressable_data(0).shape == (3, 8, 4)
+    with jax.set_mesh(mesh):
+        logits = jax.jit(CausalLM(arch).apply)({"params": params}, LOGITS["gpt2/ids"])
+    np.testing.assert_allclose(logits, LOGITS["gpt2/logits"], atol=1e-4, rtol=0)
+
+
+def test_half_precision_is_kept_as_it_is(tmp_path):
+    tensors = {k: v.astype(jnp.bfloat16) for k, v in weights(MODELS["llama2"]["tensors"]).items()}
+    repository = published(tmp_path, "llama2", tensors=tensors)
+    arch, params = load_causal_lm(repository, param_dtype=jnp.bfloat16)
+    head = params["head"]["kernel"]
+    assert head.dtype == jnp.bfloat16 and head.shape == (16, 128)  # the vocabulary is padded
+    np.testing.assert_array_equal(head[:, :61].T, tensors["lm_head.weight"])
+    assert not head[:, 61:].any()
+    run = jax.jit(CausalLM(arch, jnp.bfloat16).apply)
+    logits = run({"params": params}, LOGITS["llama2/ids"])
+    error = np.asarray(logits) - LOGITS["llama2/logits"]
+    assert logits.dtype == jnp.float32 and 1e-3 < error.std() < 0.05
+
+
+def renamed(name, change):
+    return {change(k): v for k, v in weights(MODELS[name]["tensors"]).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "more"),
+    [
+        # As older files have it: no prefix, masks as buffers, a copy of the embeddings as head.
+        ("gpt2", lambda k: k.removeprefix("transformer."),
+         ("h.0.attn.bias", "h.1.attn.masked_bias", "lm_head.weight")),
+        ("llama2", lambda k: k, ("model.layers.0.self_attn.rotary_emb.inv_freq",)),
+        # A Gemma with a tower for images, in the spelling of transformers 4 and of 5.
+        ("gemma3", lambda k: f"language_model.{k}",
+         ("vision_tower.a.weight", "multi_modal_projector.b", "language_model.lm_head.weight")),
+        ("gemma3", lambda k: k.replace("model.", "model.language_model."),
+         ("model.vision_tower.a.weight", "lm_head.weight")),
+    ],
+)  # fmt: skip
+def test_other_spellings_of_the_same_tensors(name, change, more, tmp_path):
+    folders = [tmp_path / "new", tmp_path / "old"]
+    [folder.mkdir() for folder in folders]
+    _, params = load_causal_lm(published(folders[0], name))
+    tensors = renamed(name, change) | {k: np.zeros((2, 2), np.float32) for k in more}
+    _, again = load_causal_lm(published(folders[1], name, tensors=tensors))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
+    tensors = weights(MODELS["qwen3"]["tensors"])
+    del tensors["model.layers.1.self_attn.q_norm.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((24, 15), np.float32)
+    tensors["model.layers.3.mlp.up_proj.weight"] = np.zeros((24, 16), np.float32)
+    with pytest.raises(UserError) as caught:
+        load_causal_lm(published(tmp_path, "qwen3", tensors=tensors))
+    assert [line.strip().split(" (for")[0] for line in str(caught.value).split("\n")] == [
+        f"{tmp_path}: not the weights of this model; 3 of its tensors do not fit:",
+        "missing: model.layers.1.self_attn.q_norm.weight",
+        "misshapen: model.layers.0.mlp.up_proj.weight (24, 15) makes (15, 24), not (16, 24)",
+        "extra: model.layers.3.mlp.up_proj.weight (24, 16)",
+    ]
+
+
+def architecture(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_architecture(Repository(folder))
+
+
+def test_configs_in_the_spelling_of_transformers_4(tmp_path):
+    """The fields of meta-llama/Llama-3.2-1B and google/gemma-3-4b-it as the hub has them."""
+    llama = architecture(tmp_path, dict(
+        model_type="llama", vocab_size=128256, hidden_size=2048, intermediate_size=8192,
+        num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+        hidden_act="silu", max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=500000.0,
+        rope_scaling=dict(factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
+            original_max_position_embeddings=8192, rope_type="llama3"),
+        attention_bias=False, mlp_bias=False, pretraining_tp=1, tie_word_embeddings=True,
+    ))  # fmt: skip
+    assert (llama.kv_heads, llama.tied, llama.query_scale) == (8, True, 0.125)
+    assert set(llama.ropes) == {(500000.0, 32.0, 1.0, 4.0, 8192)}
+    gemma = architecture(tmp_path, dict(model_type="gemma3", text_config=dict(
+        model_type="gemma3_text", hidden_size=2560, intermediate_size=10240, num_hidden_layers=34,
+        rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024,
+    )))  # fmt: skip
+    assert (gemma.heads, gemma.kv_heads, gemma.head_size, gemma.vocab_size) == (8, 4, 256, 262208)
+    assert gemma.windows[:7] == (1024,) * 5 + (0, 1024) and len(gemma.windows) == 34
+    assert gemma.ropes[0][:2] == (1e4, 1.0) and gemma.ropes[5][:2] == (1e6, 8.0)
+    assert gemma.attention_cap == gemma.logit_cap == 0.0
+    tiny = MODELS["gemma2"]["config"]
+    older = {k: v for k, v in tiny.items() if k not in ("layer_types", "rope_parameters")}
+    assert architecture(tmp_path, older) == architecture(tmp_path, tiny)
+
+
+def test_the_released_gpt2_needs_few_words(tmp_path):
+    small = architecture(tmp_path, dict(model_type="gpt2", n_embd=768, n_layer=12, n_head=12))
+    assert (small.vocab_size, small.mlp, small.context, small.eps) == (50257, 3072, 1024, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("llama2", dict(model_type="mamba"), "model_type='mamba': use one of gpt2, llama, qwen2"),
+        ("llama2", dict(hidden_act="relu"), "activation='relu': use one of silu"),
+        ("llama2", dict(num_key_value_heads=3), "num_key_value_heads=3 does not divide 4"),
+        ("llama2", dict(intermediate_size="24"), "intermediate_size='24': it has to be a whole"),
+        ("llama3", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)),
+         "rope_type='yarn': use one of default, linear, llama3"),
+        ("llama3", dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)),
+         "not those of llama3 .'factor'"),
+        ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "models of scale_attn_by_inverse"),
+        ("gemma3", dict(layer_types=["full_attention"]), "sliding_attention or full_attention for"),
+        ("gemma2", dict(sliding_window=0), "sliding_window=0: it has to be"),
+    ],
+)  # fmt: skip
+def test_configs_that_are_not_ours_to_read(name, change, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        architecture(tmp_path, MODELS[name]["config"] | change)
