@@ -70,5 +70,5 @@ def write_goldens(folder: Path) -> None:
         golden[f"{name}/ids"] = ids.astype(np.int32)
         golden[f"{name}/logits"] = model.float().eval()(torch.from_numpy(ids)).logits.numpy()
     save_file(golden, folder / "logits.safetensors")
-    text = json.dumps(configs, indent=1)
-    (folder / "configs.json").write_text(text + "\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(told)}" for name, told in configs.items()]
+    (folder / "configs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
