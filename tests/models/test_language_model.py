@@ -1,0 +1,207 @@
+"""A frozen language model at work, on tiny random weights: what it scores and what it writes."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from mmx.core.errors import UserError
+from mmx.core.rng import base_key
+from mmx.models import language_model
+from mmx.models.language_model import FrozenLM, Sampling, bucket, draw
+from mmx.nn.causal_lm import Architecture, CausalLM
+from mmx.nn.rope import Rope
+from mmx.train.sharding import infer_shardings, make_mesh
+
+V = 40
+# A window of fewer positions than the texts have, and fewer key heads than heads.
+ARCH = Architecture(
+    vocab_size=V, width=16, depth=2, heads=4, kv_heads=2, head_size=4, mlp=24, context=64,
+    eps=1e-5, windows=(5, 0), ropes=(Rope(), Rope(100.0)), query_scale=0.5,
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, V, n) for n in (3, 9, 1, 14)]
+KEY = base_key(7)
+SAMPLING = Sampling(temperature=1.3, top_k=20, top_p=0.9)
+
+
+def params_of(arch):
+    shapes = jax.eval_shape(CausalLM(arch).init, jax.random.key(0), jnp.zeros((1, 1), int))
+    rng = np.random.default_rng(1)
+    fill = lambda x: (rng.normal(size=x.shape) * 1.5 * x.shape[-1] ** -0.25).astype(np.float32)
+    return jax.tree.map(fill, nn.unbox(shapes)["params"])
+
+
+@functools.cache
+def lm():
+    return FrozenLM(ARCH, params_of(ARCH))
+
+
+@jax.jit
+def forward(params, ids):
+    return CausalLM(ARCH).apply({"params": params}, ids)
+
+
+def log_probs(ids):
+    """[n, V] of one text, by the whole forward pass; padded behind, which changes nothing."""
+    padded = np.zeros((1, 32), np.int32)
+    padded[0, : len(ids)] = ids
+    return np.asarray(jax.nn.log_softmax(forward(lm().params, padded)))[0, : len(ids)]
+
+
+def by_hand(prompt, candidate):
+    table = log_probs([*prompt, *candidate])[len(prompt) - 1 : -1]
+    return sum(row[token] for row, token in zip(table, candidate))
+
+
+def test_a_score_is_the_sum_of_its_tokens():
+    """Of candidates of different lengths, one of which begins as another does; by hand, neither
+    other prompts nor other candidates are read."""
+    candidates = [
+        [[5], [5, 6, 7], [5, 6]],
+        [RNG.integers(0, V, 6), [1, 1]],
+        [[0], [V - 1]],
+        [[2, 3, 4, 5]],
+    ]
+    scores = lm().score(PROMPTS, candidates)
+    for prompt, row, got in zip(PROMPTS, candidates, scores, strict=True):
+        for candidate, score in zip(row, got, strict=True):
+            wanted = by_hand(prompt, candidate)
+            np.testing.assert_allclose(score.sum, wanted, atol=1e-4)
+            assert score.count == len(candidate)
+            np.testing.assert_allclose(score.mean, wanted / len(candidate), atol=1e-4)
+
+
+def test_next_logits_are_of_the_last_token():
+    logits = lm().next_logits(PROMPTS)
+    for row, prompt in zip(logits, PROMPTS):
+        np.testing.assert_allclose(jax.nn.log_softmax(row), log_probs(prompt)[-1], atol=1e-4)
+
+
+def test_the_likeliest_by_the_cache_is_the_likeliest_without():
+    for prompt, drawn in zip(PROMPTS, lm().generate(PROMPTS, 10, KEY), strict=True):
+        ids = list(prompt)
+        for _ in range(10):
+            ids.append(int(log_probs(ids)[-1].argmax()))
+        np.testing.assert_array_equal(drawn.ids, ids[len(prompt) :])
+        np.testing.assert_allclose(drawn.log_prob, by_hand(prompt, drawn.ids), atol=1e-4)
+        assert not drawn.ended
+
+
+def test_what_is_drawn_for_a_row_knows_no_neighbour():
+    together = lm().generate(PROMPTS, 10, KEY, sampling=SAMPLING)
+    apart = lm().generate([PROMPTS[3], [1], [2, 3], [4]], 10, KEY, sampling=SAMPLING, first_row=3)
+    np.testing.assert_array_equal(apart[0].ids, together[3].ids)
+    assert len({tuple(d.ids) for d in lm().generate([[1]] * 4, 10, KEY, sampling=SAMPLING)}) == 4
+
+
+def test_a_thousand_tokens_are_all_of_the_allowed():
+    """Ids that the model finds unlikely, however they are drawn: the mask comes before all else."""
+    unlikely = np.argsort(lm().next_logits(PROMPTS)[0])[:7]
+    allow = np.isin(np.arange(V), unlikely)
+    # The last rows have a mask of their own; log-probabilities are those among the allowed.
+    masks = np.tile(allow, (104, 1))
+    masks[100:] = np.eye(V)[4:8]
+    drawn = lm().generate([[3]] * 104, 10, KEY, masks, SAMPLING)
+    ids = np.concatenate([d.ids for d in drawn[:100]])
+    assert len(ids) == 1000 and set(ids) <= {*unlikely} and len(set(ids)) > 4
+    assert [d.ids.tolist() for d in drawn[100:]] == [[n] * 10 for n in range(4, 8)]
+    assert all(d.log_prob == 0.0 for d in drawn[100:])
+    for likeliest in lm().generate(PROMPTS, 10, KEY, allow):
+        assert len(likeliest.ids) == 10 and set(likeliest.ids) <= {*unlikely}
+
+
+def test_one_program_serves_a_bucket():
+    run = lambda n, length, allow: lm().generate([[1] * n] * 4, length, KEY, allow)
+    run(16, 16, np.arange(V) < 5)
+    programs = language_model._generate._cache_size()
+    run(2, 9, np.arange(V) > 5)
+    assert language_model._generate._cache_size() == programs
+    run(17, 16, np.arange(V) > 5)
+    assert language_model._generate._cache_size() == programs + 1
+    assert [bucket(n) for n in (1, 16, 17, 25, 33, 48, 49)] == [16, 16, 24, 32, 48, 48, 64]
+
+
+def test_a_stop_ends_its_row_and_is_not_of_the_text():
+    free = lm().generate(PROMPTS, 10, KEY)
+    stop = int(free[1].ids[4])
+    first = [np.flatnonzero(d.ids == stop) for d in free]
+    for before, after, at in zip(free, lm().generate(PROMPTS, 10, KEY, stop_ids=[stop]), first):
+        assert after.ended == bool(len(at))
+        np.testing.assert_array_equal(after.ids, before.ids[: at[0]] if len(at) else before.ids)
+    assert len(first[1])
+
+
+def test_draws_have_the_law_that_is_asked_for():
+    logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
+    keys = jax.random.split(KEY, 4000)
+    rows = jnp.broadcast_to(logits, (4000, 4))
+    shares = lambda *s: np.bincount(draw(keys, rows, Sampling(*s)), minlength=4) / 4000
+    squares = np.array([16, 9, 4, 1]) / 30
+    for got, wanted in (
+        (shares(1.0), [0.4, 0.3, 0.2, 0.1]),
+        (shares(0.5), squares),
+        (shares(1.0, 2), [4 / 7, 3 / 7, 0, 0]),
+        (shares(1.0, 9), [0.4, 0.3, 0.2, 0.1]),
+        (shares(1.0, 0, 0.75), [4 / 9, 3 / 9, 2 / 9, 0]),  # 0.7 is less, so a third one stays
+        (shares(1.0, 0, 0.69), [4 / 7, 3 / 7, 0, 0]),
+        (shares(1.0, 3, 0.5), [4 / 7, 3 / 7, 0, 0]),  # of the three, 4/9 is less than a half
+        (shares(1.0, 0, 0.01), [1, 0, 0, 0]),
+    ):
+        np.testing.assert_allclose(got, wanted, atol=0.03)
+        assert ((got > 0) == (np.array(wanted) > 0)).all()
+
+
+def test_weights_that_lie_on_a_mesh_write_the_same():
+    mesh = make_mesh(dict(slice=1, data=2, fsdp=2, tensor=2))
+    shapes = jax.eval_shape(CausalLM(ARCH).init, jax.random.key(0), jnp.zeros((1, 1), int))
+    shardings = infer_shardings(shapes["params"], mesh)
+    sharded = FrozenLM(ARCH, jax.device_put(lm().params, shardings), mesh=mesh)
+    assert sharded.params["tokens"]["embedding"].sharding.spec == PartitionSpec("tensor", "fsdp")
+    three = PROMPTS[:3]  # of which four devices have one each, and one has a copy
+    logits, wanted = sharded.next_logits(three), lm().next_logits(three)
+    assert logits.shape == (3, V)
+    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    drawn = sharded.generate(three, 4, KEY)
+    assert [d.ids.tolist() for d in drawn] == [d.ids.tolist() for d in lm().generate(three, 4, KEY)]
+
+
+def test_the_table_is_the_rows_of_the_vocabulary():
+    table = lm().embedding_table()
+    np.testing.assert_array_equal(table, lm().params["tokens"]["embedding"][:V])
+    assert table.shape == (V, 16)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.generate([[]], 4, KEY), "an empty prompt"),
+        (lambda m: m.generate([[V]], 4, KEY), f"prompt with ids {V}..{V}: this model's are 0..39"),
+        (lambda m: m.generate([[1] * 60], 5, KEY), "60 tokens and 5 more: this model reads 64"),
+        (lambda m: m.generate([[1]], 4, KEY, np.zeros(V, bool)), "it allows no id"),
+        (lambda m: m.generate([[1]], 4, KEY, np.ones(V + 1, bool)), r"allow of shape \(1, 41\)"),
+        (lambda m: m.generate([[1]], 4, KEY, sampling=Sampling(-1.0)), "temperature=-1.0"),
+        (lambda m: m.generate([[1]], 4, KEY, sampling=Sampling(1.0, 0, 0.0)), "top_p=0.0"),
+        (lambda m: m.generate([[1]], 4, KEY, sampling=Sampling(1.0, -2)), "top_k=-2"),
+        (lambda m: m.score([[1]], [[[]]]), "an empty candidate"),
+        (lambda m: m.score([[1]], [[[-1]]]), "candidate with ids -1..-1"),
+        (lambda m: m.score([[1] * 63], [[[1, 2]]]), "63 tokens and 2 more"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, words):
+    with pytest.raises(UserError, match=words):
+        call(lm())
+
+
+def test_positions_of_a_table_end_where_it_ends():
+    """GPT-2's: a prompt in the last bucket is padded beyond the table."""
+    arch = dataclasses.replace(ARCH, ropes=(), windows=(0, 0), context=20, layer_norm=True)
+    net = FrozenLM(arch, params_of(arch))
+    run = jax.jit(CausalLM(arch).apply)
+    whole = run({"params": net.params}, np.arange(18)[None])[0, -1]
+    np.testing.assert_allclose(net.next_logits([np.arange(18)])[0], whole, atol=1e-4)
