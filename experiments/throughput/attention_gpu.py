@@ -1,6 +1,7 @@
 """Attention with the mixed mask on one GPU: who equals the dense definition, and what it costs.
 
     python experiments/throughput/attention_gpu.py --json attention_gpu.json
+    python experiments/throughput/attention_gpu.py --float32 --json attention_gpu_float32.json
 
 On a GPU: forward and backward at the shape of a 1.4B decoder, beside cuDNN's causal attention; the
 sizes of flash's blocks; then each candidate against "dense" on 200 random layouts, values and
@@ -273,6 +274,21 @@ def equality(bench: Bench, candidates: dict, dtype, head_size: int, on_gpu: bool
         bench.row(label, [one, dense], measure)
 
 
+def float32(bench: Bench) -> None:
+    """Is flash equal to dense attention in float32, and is it faster?"""
+    for head_size in (128, 64, 32):
+        equality(bench, {"flash": attend_flash}, jnp.float32, head_size, on_gpu=True)
+    sizes = {(4, 4096, 16, 128): 256, (32, 128, 4, 64): 64, (2, 256, 4, 64): 16}
+    for shape, longest in sizes.items():
+        rng = np.random.default_rng(0)
+        args = (*normals(rng, shape, jnp.float32), random_layouts(rng, *shape[:2], longest))
+        measure = functools.partial(milliseconds, args=args, calls=5)
+        for name in ("flash", "dense"):
+            run = bench.compile(pull(CANDIDATES[name], IMAGE), *args)
+            label = {"what": "time", "impl": name, "dtype": "float32", "shape": list(shape)}
+            bench.row(label, [run], measure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write what is printed")
@@ -280,6 +296,7 @@ def main() -> None:
         "--seconds", type=float, default=85.0, help="what is not done by then is not"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compile")
+    parser.add_argument("--float32", action="store_true", help="flash and dense in it alone")
     args = parser.parse_args()
     on_gpu = jax.default_backend() == "gpu"
     candidates = CANDIDATES if on_gpu else {"dense": attend_dense}
@@ -287,6 +304,18 @@ def main() -> None:
     bench = Bench(args.seconds, args.threads)
     about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     print(json.dumps(about))
+    if args.float32:
+        float32(bench)
+    else:
+        all_of(bench, about, candidates, shape, on_gpu)
+    if args.json:
+        args.json.write_text(json.dumps({**about, "rows": bench.report}, indent=1) + "\n")
+    print(f"{time.perf_counter() - STARTED:.0f} s", flush=True)
+    os._exit(0)  # whatever still compiles is not waited for
+
+
+def all_of(bench: Bench, about: dict, candidates: dict, shape, on_gpu: bool) -> None:
+    """Times, the sizes of flash's blocks and equality, of every candidate."""
     times(bench, candidates, shape, on_gpu)
     if on_gpu:
         kernels = tune(bench, shape)
@@ -296,10 +325,6 @@ def main() -> None:
         candidates = {**tuned, **candidates}
     for dtype, head_size in ((jnp.bfloat16, 128), (jnp.bfloat16, 64), (jnp.float32, 128)):
         equality(bench, candidates, dtype, head_size, on_gpu)
-    if args.json:
-        args.json.write_text(json.dumps({**about, "rows": bench.report}, indent=1) + "\n")
-    print(f"{time.perf_counter() - STARTED:.0f} s", flush=True)
-    os._exit(0)  # whatever still compiles is not waited for
 
 
 if __name__ == "__main__":

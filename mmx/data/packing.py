@@ -126,7 +126,8 @@ class Plan:
     Attributes:
       rows: of an epoch.
       fill: the share of their tokens that documents take.
-      images: of a row, at the mean.
+      images: of a row, at the mean of what its documents take at the most (copies that a draw may
+        leave out are counted).
     """
 
     def __init__(self, sizes_N2: np.ndarray, length: int, max_images: int):

@@ -52,7 +52,9 @@ def _fastest(dtype) -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device.platform if device else jax.default_backend()
     if platform == "gpu" and dtype.itemsize > 2:
-        return "dense"  # in float32 flash has not been held against it there
+        # In float32 flash equals it there too, and takes 4 to 20 times as long: its products are
+        # in full, those of "dense" in TF32 (experiments/throughput/README.md).
+        return "dense"
     return AUTO[platform]
 
 

@@ -314,14 +314,14 @@ def test_guidance_and_the_grid_are_those_of_the_options():
 
         return np.asarray(go(params))
 
-    cond, uncond = (drawn(guidance=w, grid="karras") for w in (1.0, 0.0))
+    cond, uncond = (drawn(guidance=w, grid="even_log_snr") for w in (1.0, 0.0))
     assert np.abs(cond - uncond).max() > 1e-2
     assert np.abs(cond - drawn(guidance=1.0, grid="trailing")).max() > 1e-2
-    guided = drawn(guidance=5.0, grid="karras", guidance_rescale=0.7)
+    guided = drawn(guidance=5.0, grid="even_log_snr", guidance_rescale=0.7)
     expected = guide(lambda z, t: (cond, uncond), 5.0, rescale=0.7)(cond, jnp.ones(1))
     np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
-    # Karras' first time is 0.988 of the rectified flow.
-    outside = drawn(guidance=5.0, grid="karras", guidance_interval=(0.0, 0.98))
+    # Its first time is 0.988 of the rectified flow.
+    outside = drawn(guidance=5.0, grid="even_log_snr", guidance_interval=(0.0, 0.98))
     np.testing.assert_allclose(outside, cond, atol=1e-5)
 
     # The second of two steps of Euler reads what training does at that time.
@@ -339,7 +339,7 @@ def test_guidance_and_the_grid_are_those_of_the_options():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"grid": "even"}, r"grid='even': use one of .*karras"),
+        ({"grid": "even"}, r"grid='even': use one of .*even_log_snr"),
         ({"guidance_rescale": 1.5}, "guidance_rescale=1.5: give a share from 0 to 1"),
         (
             {"guidance_interval": (0.9, 0.1)},

@@ -171,32 +171,18 @@ def trailing(num_steps: int) -> jax.Array:
 def even_log_snr(
     schedule: Schedule, num_steps: int, first: float | None = None, last: float | None = None
 ) -> jax.Array:
-    """Times that lie evenly in log-SNR, between two: those of ``LEVELS`` where none are given."""
-    first, last = _ends(schedule, first, last)
+    """Times that lie evenly in log-SNR, between two.
+
+    Where none are given, those of ``LEVELS``; 1 where a schedule has less noise at its end.
+    """
+    level = lambda t, wanted: schedule.time_at(-2 * math.log(wanted)) if t is None else t
+    first, last = level(first, LEVELS[0]), level(last, LEVELS[1])
     ends = (schedule.log_snr(t) for t in (first, last))
     return schedule.time_at(jnp.linspace(*ends, num_steps)).at[-1].set(last).at[0].set(first)
-
-
-def karras(
-    schedule: Schedule, num_steps: int, first: float | None = None, last: float | None = None
-) -> jax.Array:
-    """Times that lie evenly in (sigma / alpha)^(1/7), between two as those of
-    :func:`even_log_snr`: arXiv 2206.00364 eq. 5."""
-    first, last = _ends(schedule, first, last)
-    ends = (jnp.exp(-schedule.log_snr(t) / 2 / 7) for t in (first, last))
-    level = jnp.linspace(*ends, num_steps)
-    return schedule.time_at(-14 * jnp.log(level)).at[-1].set(last).at[0].set(first)
-
-
-def _ends(schedule: Schedule, first, last):
-    """The times given, else those of ``LEVELS``; 1 where a schedule has less noise at its end."""
-    level = lambda t, wanted: schedule.time_at(-2 * math.log(wanted)) if t is None else t
-    return level(first, LEVELS[0]), level(last, LEVELS[1])
 
 
 # By name: (schedule, how many) -> falling times in (0, 1].
 GRIDS: dict[str, Callable[[Schedule, int], jax.Array]] = {
     "trailing": lambda schedule, num_steps: trailing(num_steps),
     "even_log_snr": even_log_snr,
-    "karras": karras,
 }
