@@ -13,6 +13,7 @@ All get the same FLOPs, in batches of about as many tokens.
 
 from codes import CodesTask
 from ml_collections import ConfigDict
+from sizes import Size
 from tasks import CausalTask, LatentsTask
 
 from mmx.core import config as configs
@@ -27,16 +28,15 @@ ARMS: dict[str, tuple[type[LatentsTask], dict]] = {
     "patch4": (LatentsTask, {"model.patch": 4}),
     "patch4_unet": (
         LatentsTask,
-        {"model.patch": 4, "model.patches": "unet", "model.channels": 14, "model.blocks": 1},
+        {"model.patch": 4, "model.patches": "unet", "model.blocks": 1},
     ),
     "patch4_deep": (LatentsTask, {"model.patch": 4, "model.depth": 6}),
 }
 GRID = 16  # h = w of both tokenizers
 CAPTION = 6  # tokens of the longest
-TOKENS = 600  # of a batch, about: 8 documents of base
 
 
-def make_config(arm: str, lr: float, seed: int) -> ConfigDict:
+def make_config(arm: str, size: Size, lr: float, seed: int) -> ConfigDict:
     """The config of an arm; ``lr``: the rate, constant after the warm-up."""
     config = configs.load_config("transfusion/openmoji32")
     with config.unlocked():
@@ -46,11 +46,12 @@ def make_config(arm: str, lr: float, seed: int) -> ConfigDict:
         # All that a training or a drawing reads is said here: that config changes.
         config.data.update(source="tfds:scenes/64", mix=(), image_size=64, max_images=1)
         config.model = ConfigDict(dict(
-            width=128, depth=4, heads=4, mlp=352, patch=2, patches="linear", positions=True,
-            attention="dense", qk_norm=True, by_modality=False, remat="none",
+            width=size.width, depth=4, heads=4, mlp=size.mlp, patch=2, patches="linear",
+            positions=True, attention="dense", qk_norm=True, by_modality=False, remat="none",
         ))  # fmt: skip
         config.diffusion = ConfigDict(dict(
-            schedule="rectified_flow", prediction="x0", input="z", weighting="x0", times="shift_4"
+            schedule="rectified_flow", prediction="x0", input=size.reads, weighting="x0",
+            times="shift_4",
         ))  # fmt: skip
         config.loss = ConfigDict(dict(diffusion=1.0, image_first=0.3, noise_limit=0.5, drop=0.1))
         config.sample = ConfigDict(dict(
@@ -64,13 +65,15 @@ def make_config(arm: str, lr: float, seed: int) -> ConfigDict:
             clip_norm=1.0, ema=0.9999, accum=1,
         ))  # fmt: skip
         config.update_from_flattened_dict(ARMS[arm][1])
+        if config.model.patches == "unet":
+            config.model.channels = size.channels
         config.text.max_len, config.preview_prompts = CAPTION, ()
         length = CAPTION + (GRID // config.model.patch) ** 2 + 4
         config.data.row_len = config.loss.chunk = length
-        config.batch_size = round(TOKENS / length)
+        config.batch_size = round(size.tokens / length)
     return config
 
 
-def make_task(arm: str, lr: float, seed: int, tokenizer: Tokenizer) -> LatentsTask:
+def make_task(arm: str, size: Size, lr: float, seed: int, tokenizer: Tokenizer) -> LatentsTask:
     """The task of an arm, see :func:`make_config`."""
-    return ARMS[arm][0](make_config(arm, lr, seed), tokenizer)
+    return ARMS[arm][0](make_config(arm, size, lr, seed), tokenizer)

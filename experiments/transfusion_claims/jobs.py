@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
-RATES = (2e-3, 4e-3)  # each for a quarter of the budget, by seed 0; the best one goes on
 SHARES = (0.25, 0.5, 1.0)  # of the budget: the marks of a run
 CURVES = ("base", "discrete")  # scored at all marks, the others at the last one
 
@@ -19,27 +18,29 @@ def of_arm(arm: str, records: list[dict]) -> dict[tuple[float, int], dict]:
     return {(r["lr"], r["seed"]): r for r in records if r["arm"] == arm}
 
 
-def best_rate(arm: str, records: list[dict]) -> float | None:
+def best_rate(arm: str, records: list[dict], rates: tuple[float, ...]) -> float | None:
     """The rate of least validation loss at seed 0's first mark; None until all rates are there."""
     there, first = of_arm(arm, records), str(SHARES[0])
     tried = {
         lr: there[lr, SEEDS[0]]["marks"][first]["validation_loss"]
-        for lr in RATES
+        for lr in rates
         if first in there.get((lr, SEEDS[0]), {"marks": {}})["marks"]
     }
-    return min(tried, key=tried.get) if len(tried) == len(RATES) else None
+    return min(tried, key=tried.get) if len(tried) == len(rates) else None
 
 
-def next_job(arm: str, seed: int, records: list[dict]) -> tuple[str, float, float] | None:
+def next_job(
+    arm: str, seed: int, records: list[dict], rates: tuple[float, ...]
+) -> tuple[str, float, float] | None:
     """What a run lacks first: ("train" or "score", rate, share of the budget).
 
     Returns:
       None when nothing is left, or seed 0 has to choose first.
     """
-    there, best = of_arm(arm, records), best_rate(arm, records)
+    there, best = of_arm(arm, records), best_rate(arm, records, rates)
     record = lambda lr: there.get((lr, seed), {"marks": {}, "scores": {}})
     if best is None:
-        left = [lr for lr in RATES if not record(lr)["marks"]]
+        left = [lr for lr in rates if not record(lr)["marks"]]
         return ("train", left[0], SHARES[0]) if seed == SEEDS[0] else None
     if left := [share for share in SHARES if str(share) not in record(best)["marks"]]:
         return "train", best, left[0]
@@ -52,5 +53,5 @@ def next_job(arm: str, seed: int, records: list[dict]) -> tuple[str, float, floa
 
 
 def spent(arm: str, records: list[dict]) -> float:
-    """CPU-seconds of an arm."""
+    """Seconds of an arm, see :func:`training.clock`."""
     return sum(r["train_seconds"] + r["score_seconds"] for r in of_arm(arm, records).values())

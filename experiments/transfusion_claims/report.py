@@ -1,7 +1,7 @@
-"""results.json, table.md and claims.png of the runs that run.py did.
+"""Of a size, say gpu, results_gpu.json, table_gpu.md and claims_gpu.png of what run.py did.
 
 pip install matplotlib
-python experiments/transfusion_claims/report.py
+python experiments/transfusion_claims/report.py --size gpu
 """
 
 import argparse
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import paper
-from jobs import CURVES, RATES, SEEDS, SHARES, best_rate, of_arm, read_records, spent
+from jobs import CURVES, SEEDS, SHARES, best_rate, of_arm, read_records, spent
+from sizes import SIZES
 from statistic import Table, estimate
 
 from mmx.eval.stats import Score, reach
@@ -35,10 +36,14 @@ GIVES = {"discrete": "codes"}  # the others read latents
 LAST = str(SHARES[-1])
 
 
+def chosen_rate(arm: str, results: dict) -> float | None:
+    """See :func:`jobs.best_rate`."""
+    return best_rate(arm, results["runs"], SIZES[results["size"]].rates)
+
+
 def scored(arm: str, results: dict, share: str = LAST) -> list[dict]:
     """What was scored of an arm at its best rate, seed by seed."""
-    records = results["runs"]
-    best, there = best_rate(arm, records), of_arm(arm, records)
+    best, there = chosen_rate(arm, results), of_arm(arm, results["runs"])
     runs = [there[best, seed] for seed in SEEDS if (best, seed) in there]
     return [run["scores"][share] for run in runs if share in run["scores"]]
 
@@ -91,14 +96,14 @@ def state(arm: str, results: dict, share: str = LAST) -> str:
 
 
 def factor_rows(arms: tuple, results: dict, measures: list[str]) -> list[list]:
-    """A row an arm, and a row a difference from base and, of those after it, from patch4."""
+    """A row an arm, and a row a difference of each pair of arms that are worth comparing."""
     digits = ".2f" if "/" in measures[0] else ".3f"
     rows = []
     for arm in arms:
         of = scored(arm, results)
         cells = [f"{value(of, measure):{digits}}" if of else "" for measure in measures]
         rows.append([arm, state(arm, results), *cells])
-    for first in ("base", "patch4"):
+    for first in ("base", "patch4", "patch4_deep"):
         later = arms[arms.index(first) + 1 :] if first in arms else ()
         for arm in later:
             pair = scored(first, results), scored(arm, results)
@@ -145,7 +150,7 @@ def budget_lines(results: dict) -> list[str]:
                     share_of_ceiling(arm, of, results, f) for f in ("object", "background", MEAN)
                 ]
                 cells += [value(of, f"caption/{MEAN}"), value(of, "perplexity")]
-                flops = of_arm(arm, results["runs"])[best_rate(arm, results["runs"]), SEEDS[0]]
+                flops = of_arm(arm, results["runs"])[chosen_rate(arm, results), SEEDS[0]]
                 flops = flops["marks"][share]["flops"]
                 ours = [cell.value for cell in cells]
                 points.setdefault(arm, []).append((flops, *ours[2:4], -ours[4]))
@@ -184,7 +189,7 @@ def budget_lines(results: dict) -> list[str]:
 
 def table(results: dict) -> str:
     """All of it as Markdown."""
-    records = results["runs"]
+    records, rates = results["runs"], SIZES[results["size"]].rates
     lines = ["Mean of the seeds [95 % interval, scenes and seeds drawn anew].", ""]
     for letter in STUDIES:
         lines += study_lines(letter, results)
@@ -197,21 +202,24 @@ def table(results: dict) -> str:
     lines += [
         "## Runs",
         "",
-        "Validation loss at a quarter of the budget by rate, the chosen one *.",
+        "Validation loss at a quarter of the budget by rate, the chosen one *, and at the end, "
+        "seed by seed. Minutes are of "
+        f"{', '.join(sorted({record['device'] for record in records}))}.",
         "",
     ]
     rows = []
     for arm in dict.fromkeys(arm for _, arms in STUDIES.values() for arm in arms):
-        there, best = of_arm(arm, records), best_rate(arm, records)
+        there, best = of_arm(arm, records), chosen_rate(arm, results)
         cells = []
-        for lr in RATES:
+        for lr in rates:
             mark = there.get((lr, SEEDS[0]), {"marks": {}})["marks"].get(str(SHARES[0]))
             cells.append(f"{mark['validation_loss']:.3f}{' *' * (lr == best)}" if mark else "")
         run = next(iter(there.values()), None)
         if run is None:
-            rows.append([arm, *[""] * (len(RATES) + 6), state(arm, results)])
+            rows.append([arm, *[""] * (len(rates) + 7), state(arm, results)])
             continue
         whole = [r for r in there.values() if LAST in r["marks"]]
+        cells.append(", ".join(f"{r['marks'][LAST]['validation_loss']:.3f}" for r in whole))
         steps = whole[0]["marks"][LAST]["step"] if whole else ""
         tflop = f"{whole[0]['marks'][LAST]['flops'] / 1e12:.2f}" if whole else ""
         sampling = (there.get((best, SEEDS[0])) or {}).get("sampling", {})
@@ -220,8 +228,8 @@ def table(results: dict) -> str:
         rows.append(
             [arm, *cells, *costs, settings, f"{spent(arm, records) / 60:.1f}", state(arm, results)]
         )
-    head = ["arm", *(f"{lr:g}" for lr in RATES), "GFLOP a step", "steps", "images seen", "TFLOP",
-            "sampling", "CPU-minutes", "seeds"]  # fmt: skip
+    head = ["arm", *(f"{lr:g}" for lr in rates), "at the end", "GFLOP a step", "steps",
+            "images seen", "TFLOP", "sampling", "minutes", "seeds"]  # fmt: skip
     return "\n".join(lines + grid(head, rows)[:-1]) + "\n"
 
 
@@ -273,7 +281,7 @@ def _curve(axes, arm: str, kind: str, results: dict, label: str, c: str, ls: str
     points = []
     for share in map(str, SHARES):
         if of := scored(arm, results, share):
-            run = of_arm(arm, results["runs"])[best_rate(arm, results["runs"]), SEEDS[0]]
+            run = of_arm(arm, results["runs"])[chosen_rate(arm, results), SEEDS[0]]
             points.append((run["marks"][share]["flops"] / 1e12, value(of, f"{kind}/{MEAN}")))
             _point(axes, *points[-1], c=c)
     axes.plot([x for x, _ in points], [of.value for _, of in points], c=c, ls=ls, label=label)
@@ -281,16 +289,18 @@ def _curve(axes, arm: str, kind: str, results: dict, label: str, c: str, ls: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/transfusion_claims"))
-    runs = parser.parse_args().runs
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--runs", type=Path, help="runs/transfusion_claims_SIZE")
+    args = parser.parse_args()
+    runs = args.runs or Path(f"runs/transfusion_claims_{args.size}")
     if not (runs / "ceilings.json").is_file():
         parser.error(f"--runs {runs}: nothing is there yet; run.py trains")
     ceilings = json.loads((runs / "ceilings.json").read_text())
-    results = {"ceilings": ceilings, "runs": read_records(runs)}
-    (HERE / "results.json").write_text(json.dumps(results) + "\n")
-    (HERE / "table.md").write_text(table(results))
+    results = {"size": args.size, "ceilings": ceilings, "runs": read_records(runs)}
+    (HERE / f"results_{args.size}.json").write_text(json.dumps(results) + "\n")
+    (HERE / f"table_{args.size}.md").write_text(table(results))
     print(table(results))
-    plot(results, HERE / "claims.png")
+    plot(results, HERE / f"claims_{args.size}.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 
 The state of a training is saved each minute: the same command goes on wherever it was stopped.
 ``--arm base --seed 0`` does these runs alone (seed 0 comes first: it chooses the rate and how to
-sample), ``--minutes 10`` stops after so long.
+sample), ``--minutes 10`` stops after so long. One such model leaves most of a GPU idle: start
+several arms at once, each with ``--sharing`` their number, that of its time they count their part.
 """
 
 from mmx.cli.backend import before_jax, start_jax
@@ -16,18 +17,22 @@ from mmx.cli.backend import before_jax, start_jax
 before_jax()
 
 import argparse  # noqa: E402
+import hashlib  # noqa: E402
 import json  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import jax  # noqa: E402
 import scoring  # noqa: E402
 from arms import ARMS, make_task  # noqa: E402
-from jobs import RATES, SEEDS, next_job, of_arm, read_records, spent  # noqa: E402
+from jobs import SEEDS, next_job, of_arm, read_records, spent  # noqa: E402
 from scenes import Data, prepare  # noqa: E402
-from training import Trainer, read_weights, write_weights  # noqa: E402
+from sizes import SIZES, Size  # noqa: E402
+from training import Trainer, clock, read_weights, write_weights  # noqa: E402
 
-STEPS = 2400  # of base: what they cost is the budget of every arm
-CPU_SECONDS = 30 * 60.0  # of an arm
+from mmx.core.errors import UserError  # noqa: E402
+
+CPU_MINUTES, GPU_MINUTES = 30.0, 10.0  # of an arm
 
 
 class Study:
@@ -35,31 +40,38 @@ class Study:
 
     Args:
       data: of it.
+      size: of it.
       out: where runs are.
+      sharing: how many processes share the device.
     """
 
-    def __init__(self, data: Data, out: Path):
-        self.data, self.out = data, out
-        self.budget = STEPS * make_task("base", RATES[0], 0, data.tokenizer).step_flops()
+    def __init__(self, data: Data, size: Size, out: Path, sharing: int):
+        self.data, self.size, self.out, self.sharing = data, size, out, sharing
+        base = make_task("base", size, size.rates[0], 0, data.tokenizer)
+        self.budget = size.steps * base.step_flops()
 
     def do(self, arm: str, seed: int, job: tuple[str, float, float], deadline: float) -> bool:
         """One job; False where the deadline came first."""
         kind, lr, share = job
         folder = self.out / f"{arm}-{lr:g}-{seed}"
         folder.mkdir(exist_ok=True)
-        task = make_task(arm, lr, seed, self.data.tokenizer)
+        task = make_task(arm, self.size, lr, seed, self.data.tokenizer)
         file = folder / "record.json"
+        of = digest(task.config, self.size)
         if file.is_file():
             record = json.loads(file.read_text())
+            if record["config"] != of:
+                raise UserError(f"{file}: a run of other settings; give another --out")
         else:
-            record = dict(arm=arm, lr=lr, seed=seed, step_flops=task.step_flops(),
-                          batch=task.config.batch_size, train_seconds=0.0, score_seconds=0.0,
-                          marks={}, scores={})  # fmt: skip
-        began = time.process_time()
+            device = jax.devices()[0].device_kind
+            record = dict(arm=arm, lr=lr, seed=seed, config=of, device=device,
+                          step_flops=task.step_flops(), batch=task.config.batch_size,
+                          train_seconds=0.0, score_seconds=0.0, marks={}, scores={})  # fmt: skip
+        began = clock(self.sharing)
         weights = folder / f"weights-{share:g}.npz"
         if kind == "train":
             steps = max(1, round(share * self.budget / record["step_flops"]))
-            trainer = Trainer(task, self.data.train, folder / "state.npz")
+            trainer = Trainer(task, self.data.train, folder / "state.npz", self.sharing)
             if not trainer.go_on(steps, deadline):
                 return False
             params = trainer.state.averaged
@@ -72,9 +84,9 @@ class Study:
             params = read_weights(weights)
             record["sampling"] = self._sampling(arm, seed, lr, record, task, params)
             record["scores"][str(share)] = scoring.score(
-                task, params, self.data, record["sampling"], seed
+                task, params, self.data, record["sampling"], seed, self.size.drawn
             )
-            record["score_seconds"] += round(time.process_time() - began, 1)
+            record["score_seconds"] += round(clock(self.sharing) - began, 1)
         unfinished = file.with_name(f".{file.name}")
         unfinished.write_text(json.dumps(record) + "\n")
         unfinished.rename(file)
@@ -88,27 +100,37 @@ class Study:
         return of_arm(arm, read_records(self.out))[lr, SEEDS[0]]["sampling"]
 
 
+def digest(config, size: Size) -> str:
+    """Of what a run is of: its config, and what all arms spend."""
+    text = json.dumps([size.steps, config.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="cpu", help="minutes of which (cpu)")
     parser.add_argument("--arm", choices=ARMS, help="this one alone")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="this one alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then stop")
+    parser.add_argument("--sharing", type=int, default=1, help="processes on this device")
     parser.add_argument("--data_dir", default="data", help="where `mmx prepare` put its data")
     parser.add_argument("--latents", default="runs/scenes-kl", help="run of vqgan/scenes64_kl")
     parser.add_argument("--codes", default="runs/scenes-vq", help="run of vqgan/scenes64")
-    parser.add_argument("--out", type=Path, default=Path("runs/transfusion_claims"))
+    parser.add_argument("--out", type=Path, help="runs/transfusion_claims_SIZE")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     start_jax()
-    args.out.mkdir(parents=True, exist_ok=True)
-    data = prepare(args.out, args.data_dir, {"latents": args.latents, "codes": args.codes})
-    study = Study(data, args.out)
+    out, size = args.out or Path(f"runs/transfusion_claims_{args.size}"), SIZES[args.size]
+    out.mkdir(parents=True, exist_ok=True)
+    codecs = {"latents": args.latents, "codes": args.codes}
+    study = Study(prepare(out, args.data_dir, codecs, size.every), size, out, args.sharing)
+    limit = CPU_MINUTES if jax.default_backend() == "cpu" else GPU_MINUTES
     seeds = SEEDS if args.seed is None else (args.seed,)
     arms = list(ARMS) if args.arm is None else [args.arm]
     for seed, arm in [(seed, arm) for seed in seeds for arm in arms]:
-        while job := next_job(arm, seed, records := read_records(args.out)):
-            if spent(arm, records) > CPU_SECONDS:
-                print(f"{arm}: its {CPU_SECONDS / 60:.0f} CPU-minutes are over; left unfinished")
+        while job := next_job(arm, seed, records := read_records(out), size.rates):
+            if spent(arm, records) > 60 * limit:
+                print(f"{arm}: its {limit:g} minutes are over; left unfinished")
                 break
             if time.monotonic() > deadline or not study.do(arm, seed, job, deadline):
                 return print("the time is over; the same command goes on")

@@ -15,7 +15,6 @@ from mmx.eval import scene_reader
 GUIDANCE = (1.0, 2.0, 4.0)
 TOP_P = (0.9, 1.0)  # of codes
 GUIDED = 60  # validation scenes that choose between them
-DRAWN = 120  # tested scenes that are drawn: reading a picture costs a tenth of a second
 
 
 def validation_loss(task: LatentsTask, params, scenes: Scenes) -> float:
@@ -51,11 +50,13 @@ def draw(task, params, scenes: Scenes, data: Data, seed: int, **settings) -> dic
     return marks(scenes.wanted(), scene_reader.read(np.nan_to_num(pictures)))
 
 
-def score(task: LatentsTask, params, data: Data, sampling: dict, seed: int) -> dict[str, Any]:
+def score(
+    task: LatentsTask, params, data: Data, sampling: dict, seed: int, drawn: int
+) -> dict[str, Any]:
     """All of a mark, on the tested scenes.
 
     Returns:
-      "drawing" (of the first ``DRAWN``) and "caption": :func:`scenes.marks`; of each scene "words",
+      "drawing" (of the first ``drawn``) and "caption": :func:`scenes.marks`; of each scene "words",
       "nll" of its caption, "nll_seen" after its image, and "image", the loss of its image.
     """
     test = data.test
@@ -64,7 +65,7 @@ def score(task: LatentsTask, params, data: Data, sampling: dict, seed: int) -> d
     said = [scene_grammar.read(text) for text in task.describe(params, test)]
     rounded = lambda values: [round(float(x), 3) for x in values]
     return {
-        "drawing": draw(task, params, test.part(slice(DRAWN)), data, seed, **settings),
+        "drawing": draw(task, params, test.part(slice(drawn)), data, seed, **settings),
         "caption": marks(test.wanted(), said),
         "words": first["tokens"].tolist(),
         "nll": rounded(first["nll"]),

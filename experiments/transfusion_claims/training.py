@@ -19,6 +19,17 @@ from mmx.train.sharding import batch_sharding, make_mesh, place, replicated
 _SAVE_EVERY = 60.0  # seconds
 
 
+def clock(sharing: int = 1) -> float:
+    """Seconds from some moment on: of CPU time where CPUs are the device, else of the wall.
+
+    Args:
+      sharing: how many processes share a device that is no CPU: each counts its part.
+    """
+    if jax.default_backend() == "cpu":
+        return time.process_time()
+    return time.monotonic() / sharing
+
+
 class Trainer:
     """The steps of ``mmx train`` on scenes that are encoded; its state is a file.
 
@@ -26,14 +37,15 @@ class Trainer:
       task: of an arm.
       scenes: to learn.
       file: of the state; read where it is there.
+      sharing: see :func:`clock`.
     """
 
-    def __init__(self, task: LatentsTask, scenes: Scenes, file: Path):
-        self.task, self.scenes, self.file = task, scenes, file
+    def __init__(self, task: LatentsTask, scenes: Scenes, file: Path, sharing: int = 1):
+        self.task, self.scenes, self.file, self.sharing = task, scenes, file, sharing
         self.mesh = make_mesh(task.config.mesh)
         self.plan = plan_training(task, task.config, self.mesh)
         self.key = place(rngs.base_key(task.config.seed), replicated(self.mesh))
-        self.seconds = 0.0  # of CPU, of all steps so far
+        self.seconds = 0.0  # of all steps so far
         if file.is_file():
             self.state, self.seconds = _read(file, self.plan.abstract)
         else:
@@ -57,7 +69,7 @@ class Trainer:
         Raises:
           FloatingPointError: a step that is not finite.
         """
-        began, saved, step = time.process_time(), time.monotonic(), self.step
+        began, saved, step = clock(self.sharing), time.monotonic(), self.step
         sharding = batch_sharding(self.mesh)
         while step < until and time.monotonic() < deadline:
             rows = self.task.batch(self.scenes, step * self.task.config.batch_size)
@@ -69,7 +81,7 @@ class Trainer:
                 values = dict(zip(self.plan.metrics, np.asarray(vector).tolist()))
                 if values["bad_step"] >= 0:
                     raise FloatingPointError(f"{self.file}: not finite at {values['bad_step']:.0f}")
-                now = time.process_time()
+                now = clock(self.sharing)
                 self.seconds, began = self.seconds + now - began, now
                 self._save()
                 losses = {k: round(v, 4) for k, v in values.items() if k.startswith("loss/")}

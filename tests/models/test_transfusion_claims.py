@@ -11,15 +11,16 @@ import pytest
 import studies
 
 from mmx.core import tree
-from mmx.data.scene_grammar import Group, Scene, found
+from mmx.data.scene_grammar import KINDS, Group, Scene, found
 from mmx.data.scene_splits import make_scene
 from mmx.data.text import train_tokenizer
 
-NAMES = ("arms", "codes", "jobs", "report", "scenes", "statistic", "tasks",
+NAMES = ("arms", "codes", "jobs", "report", "scenes", "sizes", "statistic", "tasks",
          "training")  # fmt: skip
-arms, codes, jobs, report, scenes, statistic, tasks, training = studies.load(
+arms, codes, jobs, report, scenes, sizes, statistic, tasks, training = studies.load(
     "transfusion_claims", *NAMES
 )
+SIZE = sizes.SIZES["cpu"]
 CAPTIONS = ["a dog on blue", "two trees on pink", "a small fox on white", "a robot on gray"]
 
 
@@ -32,7 +33,7 @@ def tokenizer(tmp_path_factory):
 @functools.cache
 def make(arm, tokenizer, patch):
     """A task of an arm on images of 16 pixels: a grid of 4; and parameters far from their start."""
-    config = arms.make_config(arm, 1e-3, 0)
+    config = arms.make_config(arm, SIZE, 1e-3, 0)
     config.data.image_size = 16
     config.model.update(patch=patch, width=16, heads=2, mlp=32, depth=2)
     config.text.max_len, config.batch_size = 24, 8
@@ -55,12 +56,13 @@ def some_scenes():
     return scenes.Scenes(factors, CAPTIONS, latents, rng.integers(0, codes.CODES, (4, 4, 4)))
 
 
-def test_arms_differ_in_what_they_say_and_cost_alike(tokenizer):
-    made = {arm: arms.make_task(arm, 1e-3, 0, tokenizer) for arm in arms.ARMS}
+@pytest.mark.parametrize("size", sizes.SIZES.values(), ids=sizes.SIZES)
+def test_arms_differ_in_what_they_say_and_cost_alike(tokenizer, size):
+    made = {arm: arms.make_task(arm, size, 1e-3, 0, tokenizer) for arm in arms.ARMS}
     for task in made.values():
         config, base = task.config.to_dict(), made["base"].config.to_dict()
         assert all(config[name] == base[name] for name in ("optim", "diffusion", "seed", "sample"))
-        assert 0.84 < config["batch_size"] * config["data"]["row_len"] / arms.TOKENS < 1.01
+        assert 0.84 < config["batch_size"] * config["data"]["row_len"] / size.tokens < 1.01
     unet, deep = (made[arm].step_flops() for arm in ("patch4_unet", "patch4_deep"))
     assert deep == pytest.approx(unet, rel=0.015)
     assert [task.patches for task in made.values()] == [64, 64, 256, 64, 16, 16, 16]
@@ -203,10 +205,14 @@ def test_marks_say_which_scene_has_a_factor_right():
     wrong = scenes.marks(wanted[:1], [found(Scene((), None, "red", "HI"))])
     assert wrong["object"] == wrong["background"] == wrong["all"] == "0"
     dog = Group("dog", 1, "normal")
-    assert "dog" in scenes.CHOSEN and len(scenes.CHOSEN) == 6
-    assert scenes.is_chosen(Scene((dog,), None, "blue", None))
-    assert not scenes.is_chosen(Scene((dog, Group("cat", 1, "normal")), "on", "blue", None))
-    assert not scenes.is_chosen(Scene((), None, "blue", "HI"))
+    of = lambda kind: Scene((Group(kind, 2, "small"),), None, "red", None)
+    kinds = [
+        {kind for kind in KINDS if scenes.is_chosen(of(kind), size.every)}
+        for size in (SIZE, sizes.SIZES["gpu"])
+    ]
+    assert list(map(len, kinds)) == [6, 12] and kinds[0] < kinds[1]
+    assert not scenes.is_chosen(Scene((dog, dog), "on", "blue", None), 8)
+    assert not scenes.is_chosen(Scene((), None, "blue", "HI"), 8)
 
 
 def test_groups_of_scenes_are_of_one_size():
@@ -223,13 +229,14 @@ def do_all(arm, loss, seeds=jobs.SEEDS):
     """Records of an arm, as run.py would write them, and the jobs in order."""
     records, done = [], []
     for seed in seeds:
-        while job := jobs.next_job(arm, seed, records):
+        while job := jobs.next_job(arm, seed, records, SIZE.rates):
             kind, lr, share = job
             done.append((seed, *job))
             there = jobs.of_arm(arm, records)
             if (lr, seed) not in there:
                 records.append(dict(arm=arm, lr=lr, seed=seed, step_flops=2.0e9, batch=4, marks={},
-                                    scores={}, train_seconds=60.0, score_seconds=6.0))  # fmt: skip
+                                    scores={}, device="abacus", train_seconds=60.0,
+                                    score_seconds=6.0))  # fmt: skip
             record = jobs.of_arm(arm, records)[lr, seed]
             if kind == "train":
                 mark = dict(step=100 * share, flops=1e12 * share, validation_loss=loss(lr))
@@ -247,16 +254,17 @@ def fake_scores(seed, share):
 
 
 def test_jobs_tune_first_and_score_last():
-    low, high = jobs.RATES
+    low, high = SIZE.rates
     records, done = do_all("causal", lambda lr: -lr, seeds=(0, 1))
     assert done == [
         (0, "train", low, 0.25), (0, "train", high, 0.25), (0, "train", high, 0.5),
         (0, "train", high, 1.0), (0, "score", high, 1.0), (1, "train", high, 0.25),
         (1, "train", high, 0.5), (1, "train", high, 1.0), (1, "score", high, 1.0),
     ]  # fmt: skip
-    assert jobs.best_rate("causal", records) == high
-    assert jobs.best_rate("causal", do_all("causal", lambda lr: lr, seeds=(0,))[0]) == low
-    assert jobs.next_job("causal", 1, []) is None  # seed 0 chooses
+    assert jobs.best_rate("causal", records, SIZE.rates) == high
+    upward = do_all("causal", lambda lr: lr, seeds=(0,))[0]
+    assert jobs.best_rate("causal", upward, SIZE.rates) == low
+    assert jobs.next_job("causal", 1, [], SIZE.rates) is None  # seed 0 chooses
     assert jobs.spent("causal", records) == 3 * 66.0
     _, done = do_all("base", lambda lr: lr, seeds=(0,))
     assert [job[3] for job in done if job[1] == "score"] == [1.0, 0.5, 0.25]
@@ -284,7 +292,7 @@ def test_intervals_speak_of_scenes_and_seeds():
 def test_a_table_says_what_is_unfinished():
     ceiling = {f: "1111" for f in scenes.FACTORS}
     records = do_all("base", lambda lr: lr)[0] + do_all("discrete", lambda lr: lr, seeds=(0,))[0]
-    results = {"ceilings": {"latents": ceiling, "codes": ceiling}, "runs": records}
+    results = {"size": "cpu", "ceilings": {"latents": ceiling, "codes": ceiling}, "runs": records}
     text = report.table(results)
     assert "| causal | unfinished: 0 of 3 |" in text and "| base | 3 | 0.75 [" in text
     assert "| discrete | unfinished: 1 of 3 | 0.75 [" in text
@@ -296,8 +304,10 @@ def test_a_table_says_what_is_unfinished():
     assert perplexity.value == pytest.approx(np.exp((4 + 5 + 6 + 36) / 48))
 
 
-def test_what_was_measured_is_what_is_said():
+@pytest.mark.parametrize("size", sizes.SIZES)
+def test_what_was_measured_is_what_is_said(size):
     """The table agrees with the results of the JSON beside it."""
-    results = json.loads((report.HERE / "results.json").read_text())
-    assert (report.HERE / "table.md").read_text() == report.table(results)
+    results = json.loads((report.HERE / f"results_{size}.json").read_text())
+    assert (report.HERE / f"table_{size}.md").read_text() == report.table(results)
+    assert results["size"] == size
     assert {record["arm"] for record in results["runs"]} <= set(arms.ARMS)
