@@ -1,11 +1,37 @@
 """What there is to do, in order, and what of it is done: records, which are JSON files."""
 
+import hashlib
 import json
 from pathlib import Path
+
+from ml_collections import ConfigDict
+from sizes import Size
+
+from mmx.core.errors import UserError
 
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 1.0)  # of the budget: the marks of a run
 CURVES = ("base", "discrete")  # scored at all marks, the others at the last one
+
+
+def digest(config: ConfigDict, size: Size) -> str:
+    """Of what a run is of: its config, and what all arms spend."""
+    text = json.dumps([size.steps, config.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_record(file: Path, of: str) -> dict | None:
+    """The record of a run of this :func:`digest`; None where there is no file.
+
+    Raises:
+      UserError: it is a run of other settings.
+    """
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text())
+    if record["config"] != of:
+        raise UserError(f"{file}: a run of other settings; give another --out")
+    return record
 
 
 def read_records(out: Path) -> list[dict]:

@@ -6,10 +6,11 @@
     python experiments/transfusion_claims/run.py       # all that is missing, one run after another
     python experiments/transfusion_claims/report.py    # table and pictures of what is there
 
-The state of a training is saved each minute: the same command goes on wherever it was stopped.
+``--size gpu`` is the larger study: half a minute of a GPU a run, or an hour of a core. The state of
+a training is saved each minute: the same command goes on wherever it was stopped.
 ``--arm base --seed 0`` does these runs alone (seed 0 comes first: it chooses the rate and how to
 sample), ``--minutes 10`` stops after so long. One such model leaves most of a GPU idle: start
-several arms at once, each with ``--sharing`` their number, that of its time they count their part.
+several arms at once, each with ``--sharing`` their number: each counts its part of the time.
 """
 
 from mmx.cli.backend import before_jax, start_jax
@@ -17,7 +18,6 @@ from mmx.cli.backend import before_jax, start_jax
 before_jax()
 
 import argparse  # noqa: E402
-import hashlib  # noqa: E402
 import json  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -25,7 +25,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 import scoring  # noqa: E402
 from arms import ARMS, make_task  # noqa: E402
-from jobs import SEEDS, next_job, of_arm, read_records, spent  # noqa: E402
+from jobs import SEEDS, digest, next_job, of_arm, read_record, read_records, spent  # noqa: E402
 from scenes import Data, prepare  # noqa: E402
 from sizes import SIZES, Size  # noqa: E402
 from training import Trainer, clock, read_weights, write_weights  # noqa: E402
@@ -58,11 +58,8 @@ class Study:
         task = make_task(arm, self.size, lr, seed, self.data.tokenizer)
         file = folder / "record.json"
         of = digest(task.config, self.size)
-        if file.is_file():
-            record = json.loads(file.read_text())
-            if record["config"] != of:
-                raise UserError(f"{file}: a run of other settings; give another --out")
-        else:
+        record = read_record(file, of)
+        if record is None:
             device = jax.devices()[0].device_kind
             record = dict(arm=arm, lr=lr, seed=seed, config=of, device=device,
                           step_flops=task.step_flops(), batch=task.config.batch_size,
@@ -100,12 +97,6 @@ class Study:
         return of_arm(arm, read_records(self.out))[lr, SEEDS[0]]["sampling"]
 
 
-def digest(config, size: Size) -> str:
-    """Of what a run is of: its config, and what all arms spend."""
-    text = json.dumps([size.steps, config.to_dict()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="cpu", help="minutes of which (cpu)")
@@ -118,6 +109,14 @@ def main() -> None:
     parser.add_argument("--codes", default="runs/scenes-vq", help="run of vqgan/scenes64")
     parser.add_argument("--out", type=Path, help="runs/transfusion_claims_SIZE")
     args = parser.parse_args()
+    try:
+        do_all(args)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def do_all(args: argparse.Namespace) -> None:
+    """What is missing, job by job. Raises UserError: a data set or tokenizer that is not there."""
     deadline = time.monotonic() + 60 * args.minutes
     start_jax()
     out, size = args.out or Path(f"runs/transfusion_claims_{args.size}"), SIZES[args.size]

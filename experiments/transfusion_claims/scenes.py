@@ -95,7 +95,11 @@ def prepare(out: Path, data_dir: str, runs: dict[str, str], every: int) -> Data:
       data_dir: where the data set is.
       runs: "latents" and "codes" -> run of the tokenizer.
       every: see :func:`is_chosen`.
+
+    Raises:
+      UserError: a run, a data set or the package of the pictures is missing.
     """
+    scene_reader.read(np.zeros((1, 64, 64, 3), np.float32))  # scores need it at the end: can it?
     codecs = {gives: _codec(run, gives) for gives, run in runs.items()}
     found = {}
     words = out / "tokenizer.json"

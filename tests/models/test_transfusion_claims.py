@@ -1,5 +1,6 @@
 """The study of `experiments/transfusion_claims`: its arms, its sampler of codes, its arithmetic."""
 
+import dataclasses
 import functools
 import json
 
@@ -11,6 +12,7 @@ import pytest
 import studies
 
 from mmx.core import tree
+from mmx.core.errors import UserError
 from mmx.data.scene_grammar import KINDS, Group, Scene, found
 from mmx.data.scene_splits import make_scene
 from mmx.data.text import train_tokenizer
@@ -268,6 +270,30 @@ def test_jobs_tune_first_and_score_last():
     assert jobs.spent("causal", records) == 3 * 66.0
     _, done = do_all("base", lambda lr: lr, seeds=(0,))
     assert [job[3] for job in done if job[1] == "score"] == [1.0, 0.5, 0.25]
+
+
+def test_a_record_of_other_settings_is_refused(tmp_path):
+    """Another rate, or as many steps more: it says so, and which folder."""
+    config, file = arms.make_config("base", SIZE, 1e-3, 0), tmp_path / "record.json"
+    of = jobs.digest(config, SIZE)
+    assert jobs.read_record(file, of) is None
+    file.write_text(json.dumps({"config": of}))
+    assert jobs.read_record(file, of) == {"config": of}
+    others = [
+        jobs.digest(arms.make_config("base", SIZE, 2e-3, 0), SIZE),
+        jobs.digest(config, dataclasses.replace(SIZE, steps=SIZE.steps + 1)),
+    ]
+    for other in others:
+        with pytest.raises(UserError, match=r"record\.json: a run of other settings; give another"):
+            jobs.read_record(file, other)
+
+
+def test_processes_that_share_a_device_count_their_part(monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", lambda: 12.0)
+    monkeypatch.setattr(training.time, "process_time", lambda: 5.0)
+    assert training.clock(4) == 5.0  # a CPU's seconds are its own
+    monkeypatch.setattr(training.jax, "default_backend", lambda: "gpu")
+    assert training.clock(4) == 3.0
 
 
 def test_intervals_speak_of_scenes_and_seeds():
