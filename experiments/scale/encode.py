@@ -31,7 +31,9 @@ def main() -> int:
     from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
     from mmx.train.topology import make_devices
 
-    task = make_task(configs.load_config(args.config), None, abstract=True)
+    config = configs.load_config(args.config)
+    config.data.latents = False
+    task = make_task(config, None, abstract=True)
     mesh = make_mesh(task.config.mesh, make_devices(topology, task.config.mesh.slice))
     inputs = task.abstract_frozen(), task.batch_spec()["images"]
     layouts = replicated(mesh), batch_sharding(mesh)
