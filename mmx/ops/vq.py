@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmx.ops.lookup import search
 from mmx.ops.quantize import (
     Quantized,
     code_histogram,
@@ -23,7 +24,6 @@ from mmx.ops.quantize import (
 
 _FAR = 1e4  # where a dead code lies while its successor is sought: no latent is near
 _EPSILON = 1e-5  # of the Laplace smoothing (arXiv 1711.00937's public code)
-_CHUNK = 1024  # codes compared at once: 65,536 latents then need 256 MB, not 2 GB for 8192 codes
 
 
 class VQState(NamedTuple):
@@ -65,37 +65,7 @@ def nearest_codes(z: jax.Array, codebook_EZ: jax.Array) -> jax.Array:
       int32 [...].
     """
     num_codes, width = codebook_EZ.shape
-    z_NZ = z.reshape(-1, width).astype(jnp.float32)
-    pieces = -(-num_codes // _CHUNK)
-    size = -(-num_codes // pieces)
-    padding = pieces * size - num_codes
-    padded_EZ = jnp.pad(codebook_EZ.astype(jnp.float32), ((0, padding), (0, 0)))
-    norm_E = jnp.pad(
-        jnp.square(codebook_EZ).sum(-1), (0, padding), constant_values=jnp.inf
-    )  # a code that only fills up the last piece is infinitely far
-
-    def one_piece(best, piece):
-        best_distance_N, best_code_N = best
-        codes_eZ, norm_e, first = piece
-        distance_Ne = norm_e - 2 * jnp.dot(z_NZ, codes_eZ.T, precision="highest")
-        distance_N = distance_Ne.min(-1)
-        # The lowest column at the minimum. jnp.argmin says the same; XLA's CPU code for it does
-        # not vectorise.
-        column_e = jnp.arange(size, dtype=jnp.int32)
-        at_minimum_Ne = distance_Ne == distance_N[:, None]
-        code_N = first + jnp.where(at_minimum_Ne, column_e, size - 1).min(-1)
-        closer_N = distance_N < best_distance_N
-        best_distance_N = jnp.where(closer_N, distance_N, best_distance_N)
-        return (best_distance_N, jnp.where(closer_N, code_N, best_code_N)), None
-
-    start = (jnp.full(len(z_NZ), jnp.inf), jnp.zeros(len(z_NZ), jnp.int32))
-    xs = (
-        padded_EZ.reshape(pieces, size, width),
-        norm_E.reshape(pieces, size),
-        jnp.arange(pieces, dtype=jnp.int32) * size,
-    )
-    (_, code_N), _ = jax.lax.scan(one_piece, start, xs)
-    return code_N.reshape(z.shape[:-1])
+    return search(z.reshape(-1, width), codebook_EZ, num_codes)[1].reshape(z.shape[:-1])
 
 
 def vq(
