@@ -35,6 +35,20 @@ def bicubic_pillow(size: int, to: int) -> np.ndarray:
     return out
 
 
+def bicubic_pytorch(size: int, to: int) -> np.ndarray:
+    """float64 [to, size]: PyTorch's bicubic (a = -0.75) without antialiasing: centres meet centres,
+    and beyond the border the outermost pixel goes on."""
+    at = (np.arange(to) + 0.5) * (size / to) - 0.5
+    low, a, out = np.floor(at).astype(int), -0.75, np.zeros((to, size))
+    for pixel in (-1, 0, 1, 2):
+        x = np.abs(at - low - pixel)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((x - 5) * x + 8) * x * a - 4 * a
+        weights = np.where(x <= 1, near, far)
+        np.add.at(out, (np.arange(to), (low + pixel).clip(0, size - 1)), weights)
+    return out
+
+
 RESIZERS = {
     "legacy_tensorflow": bilinear_tensorflow,
     "legacy_pytorch": bilinear_pytorch,

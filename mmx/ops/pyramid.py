@@ -1,0 +1,358 @@
+"""An image's latents as a pyramid of words of a frozen table: few words at first, more by layer.
+
+    pyramid = Pyramid()  # 1, 4, 16, 64, 256, 256 words of a 16x16 grid
+    out = quantize(pyramid, z_BhwZ, table_VZ)
+    image = decode(decoder_input(pyramid, z_BhwZ, out.stages_PBhwZ, layers_B, fill="nearest"))
+    loss = reconstruction(image) + 0.33 * commitment(pyramid, z_BhwZ, out.stages_PBhwZ)
+    image = decode(reconstruct(pyramid, out.words_BT[:, :21], table_VZ, fill="nearest"))
+
+The upper layers have few cells: what a decoder sees at cells without a word is its `fill`.
+The table gets no gradient, so the encoder has to move to the words.
+Legend: B batch, h w latent grid, p q grid of one layer, S cells (S = h*w), T words of all layers,
+P layers, V words of the table, Z width.
+Source: arXiv 2306.17842 sec. 3 (SPAE).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmx.core.errors import UserError, choose
+from mmx.ops.fill import fill_cells
+from mmx.ops.lookup import embed_words, nearest_words
+from mmx.ops.quantize import straight_through
+from mmx.ops.resize import bicubic_pytorch
+
+
+@dataclasses.dataclass(frozen=True)
+class Pyramid:
+    """Which layers there are and how their words add up. Layers count from 0.
+
+    sides: rows (and columns) of each layer's square grid; each divides the largest, which is the
+      latent grid. The default is SPAE's for 128x128 images: 597 words.
+    scheme: of `SCHEMES`: "saq", SPAE's streaming average; "rq", residuals; "area", VAR's.
+
+    Raises:
+      UserError: a side that does not divide the largest; a scheme of another name.
+    """
+
+    sides: tuple[int, ...] = (1, 2, 4, 8, 16, 16)
+    scheme: str = "saq"
+
+    def __post_init__(self):
+        if not self.sides or min(self.sides) < 1:
+            raise UserError(f"pyramid.sides={self.sides}: at least one layer, sides of 1 and more")
+        bad = [side for side in self.sides if self.grid % side]
+        if bad:
+            raise UserError(
+                f"pyramid.sides={self.sides}: {bad[0]} does not divide the largest, {self.grid}"
+            )
+        choose("pyramid.scheme", SCHEMES, self.scheme)
+
+    @property
+    def grid(self) -> int:
+        """Side of the latent grid."""
+        return max(self.sides)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.sides)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """How many words there are up to the end of each layer: 1, 5, 21, 85, 341, 597."""
+        return tuple(np.cumsum(np.square(self.sides)).tolist())
+
+    def cells(self, layer: int) -> slice:
+        """The rows, and the columns, at which a layer of the dilation subsampler takes its words.
+
+        The centre of each block, or what is one past it: `step * i + step // 2` (the paper's
+        positions counted from 0).
+        """
+        step = self.grid // self.sides[layer]
+        return slice(step // 2, None, step)
+
+    def layers_within(self, max_words: int) -> int:
+        """How many whole layers there are in at most so many words.
+
+        Raises:
+          UserError: not even the first.
+        """
+        layers = sum(end <= max_words for end in self.ends)
+        if not layers:
+            raise UserError(f"max_words={max_words}: the first layer has {self.ends[0]}")
+        return layers
+
+    def layers_of(self, num_words: int) -> int:
+        """How many layers so many words are.
+
+        Raises:
+          UserError: they end inside a layer, or past the last.
+        """
+        if num_words not in self.ends:
+            ends = ", ".join(map(str, self.ends))
+            raise UserError(f"{num_words} words: whole layers of this pyramid end at {ends}")
+        return self.ends.index(num_words) + 1
+
+
+# ---------------------------------------------------------------- words in a row
+
+
+def flatten(layers: Sequence[jax.Array]) -> jax.Array:
+    """[..., T]: ids [..., p, q] of the first layers, one layer after another, each row by row."""
+    return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in layers], -1)
+
+
+def unflatten(pyramid: Pyramid, words: jax.Array) -> list[jax.Array]:
+    """The first layers [..., p, q] of [..., T].
+
+    Raises:
+      UserError: the words end inside a layer.
+    """
+    count = pyramid.layers_of(words.shape[-1])
+    parts = jnp.split(words, pyramid.ends[: count - 1], -1)
+    return [x.reshape(*x.shape[:-1], p, p) for x, p in zip(parts, pyramid.sides)]
+
+
+def prefix(pyramid: Pyramid, words: jax.Array, layers: int) -> jax.Array:
+    """The words [..., T] of the first layers alone; `Pyramid.layers_within` turns words into those.
+
+    Raises:
+      UserError: fewer than 1 layer, or more than there are.
+    """
+    count = pyramid.layers_of(words.shape[-1])
+    if not 1 <= layers <= count:
+        raise UserError(f"layers={layers}: from 1 to {count}")
+    return words[..., : pyramid.ends[layers - 1]]
+
+
+# ---------------------------------------------------------------- schemes
+
+
+class Scheme(NamedTuple):
+    """How the words of a layer are chosen and what they add.
+
+    counts: pyramid -> int [P, h, w], the words that a cell has in the first layers; 0: uncovered.
+    target: (pyramid, layer, z_BhwZ, total_BhwZ) -> [B, p, q, Z], what the layer's words should be
+      near, where total is what the words of the layers before it add up to.
+    spread: (pyramid, layer, e_BpqZ) -> [B, h, w, Z], what the layer's words add to the total.
+    divisor: pyramid -> int [P, h, w]; the reconstruction is total / divisor.
+    """
+
+    counts: Callable[[Pyramid], np.ndarray]
+    target: Callable[[Pyramid, int, jax.Array, jax.Array], jax.Array]
+    spread: Callable[[Pyramid, int, jax.Array], jax.Array]
+    divisor: Callable[[Pyramid], np.ndarray]
+
+
+def _take(pyramid: Pyramid, layer: int, x_BhwZ):
+    at = pyramid.cells(layer)
+    return x_BhwZ[:, at, at]
+
+
+def _put(pyramid: Pyramid, layer: int, e_BpqZ: jax.Array) -> jax.Array:
+    """The layer's words at its cells, zeros elsewhere."""
+    step = pyramid.grid // pyramid.sides[layer]
+    edge = (step // 2, step - 1 - step // 2, step - 1)  # before, after, between
+    return jax.lax.pad(e_BpqZ, np.zeros((), e_BpqZ.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
+
+
+@functools.cache
+def _dilated_counts(pyramid: Pyramid) -> np.ndarray:
+    counts_Phw = np.zeros((pyramid.num_layers, pyramid.grid, pyramid.grid), np.int32)
+    for layer in range(pyramid.num_layers):
+        at = pyramid.cells(layer)
+        counts_Phw[layer:, at, at] += 1
+    return counts_Phw
+
+
+def _every_cell(pyramid: Pyramid) -> np.ndarray:
+    return np.ones((pyramid.num_layers, pyramid.grid, pyramid.grid), np.int32)
+
+
+def _average_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
+    """z + sum of (z - e) over the words that the cell has: the boosted target z_l."""
+    n_1pq1 = _take(pyramid, layer, _dilated_counts(pyramid)[layer][None, ..., None])
+    n_1pq1 = n_1pq1.astype(z_BhwZ.dtype)
+    return n_1pq1 * _take(pyramid, layer, z_BhwZ) - _take(pyramid, layer, total_BhwZ)
+
+
+def _residual_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
+    return _take(pyramid, layer, z_BhwZ - total_BhwZ)
+
+
+def _area_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
+    """The mean residual of each block."""
+    batch, grid, _, width = z_BhwZ.shape
+    side = pyramid.sides[layer]
+    blocks = (batch, side, grid // side, side, grid // side, width)
+    return (z_BhwZ - total_BhwZ).reshape(blocks).mean((2, 4))
+
+
+def _bicubic(pyramid: Pyramid, layer: int, e_BpqZ: jax.Array) -> jax.Array:
+    matrix_hp = bicubic_pytorch(pyramid.sides[layer], pyramid.grid).astype(e_BpqZ.dtype)
+    x = jnp.einsum("hp,bpqz->bhqz", matrix_hp, e_BpqZ, precision="highest")
+    return jnp.einsum("wq,bhqz->bhwz", matrix_hp, x, precision="highest")
+
+
+SCHEMES: dict[str, Scheme] = {
+    # Streaming average quantization (the paper's sec. 3): each word is an estimate of z itself,
+    # the reconstruction is the mean of a cell's words. After n words its error is the distance of
+    # the last target to its word, divided by n.
+    "saq": Scheme(_dilated_counts, _average_target, _put, _dilated_counts),
+    # The same cells, each word quantizes what the sum of the earlier ones leaves over (arXiv
+    # 2203.01941). Without words near 0 its error grows.
+    "rq": Scheme(_dilated_counts, _residual_target, _put, _every_cell),
+    # The residual of the whole grid, area-averaged to the layer's size, its words resized
+    # bicubically and added (arXiv 2404.02905 algorithms 1 and 2, without their convolutions).
+    "area": Scheme(_every_cell, _area_target, _bicubic, _every_cell),
+}
+
+
+def covered(pyramid: Pyramid) -> np.ndarray:
+    """bool [P, h, w]: which cells have a word in the first 1 to P layers."""
+    return SCHEMES[pyramid.scheme].counts(pyramid) > 0
+
+
+# ---------------------------------------------------------------- latents -> words -> latents
+
+
+class PyramidWords(NamedTuple):
+    """What :func:`quantize` makes of latents.
+
+    words_BT: int32 [B, T], rows of the table, layer by layer, each row by row.
+    targets_BTZ: float [B, T, Z], what each word was chosen to be near, with its gradient to z
+      (semantic guidance stands on it).
+    stages_PBhwZ: float [P, B, h, w, Z], the reconstruction from the first 1 to P layers, 0 at cells
+      without a word. Constant: no gradient passes.
+    """
+
+    words_BT: jax.Array
+    targets_BTZ: jax.Array
+    stages_PBhwZ: jax.Array
+
+
+def quantize(
+    pyramid: Pyramid, z_BhwZ: jax.Array, table_VZ: jax.Array, num_words: int | None = None
+) -> PyramidWords:
+    """Finds the words of every layer, each at the layer's own cells only.
+
+    Args:
+      z_BhwZ: float [B, h, w, Z], h = w = `pyramid.grid`; worked on in float32 at least.
+      table_VZ: float [V, Z], no gradient reaches it. It may lie over the mesh
+        (`mmx.ops.lookup.TABLE_AXES`).
+      num_words: how many of its rows are words, if not all.
+
+    Raises:
+      ValueError: latents of another grid.
+    """
+    grid, scheme = pyramid.grid, SCHEMES[pyramid.scheme]
+    if z_BhwZ.shape[1:3] != (grid, grid):
+        raise ValueError(f"latents {z_BhwZ.shape} for a pyramid of a {grid}x{grid} grid")
+    z_BhwZ = _at_least_float32(z_BhwZ)
+    table_VZ = jax.lax.stop_gradient(table_VZ)
+    divisor_Phw1 = np.maximum(scheme.divisor(pyramid), 1)[..., None]
+    total_BhwZ = jnp.zeros_like(z_BhwZ)
+    words, targets, stages = [], [], []
+    for layer in range(pyramid.num_layers):
+        targets.append(scheme.target(pyramid, layer, z_BhwZ, total_BhwZ))
+        words.append(nearest_words(targets[-1], table_VZ, num_words))
+        e_BpqZ = embed_words(words[-1], table_VZ).astype(z_BhwZ.dtype)
+        total_BhwZ += scheme.spread(pyramid, layer, e_BpqZ)
+        stages.append(total_BhwZ / divisor_Phw1[layer])
+    batch, width = z_BhwZ.shape[0], z_BhwZ.shape[-1]
+    targets_BTZ = jnp.concatenate([x.reshape(batch, -1, width) for x in targets], 1)
+    return PyramidWords(flatten(words), targets_BTZ, jnp.stack(stages))
+
+
+def reconstruct(
+    pyramid: Pyramid,
+    words_BT: jax.Array,
+    table_VZ: jax.Array,
+    fill: str,
+    mask_Z: jax.Array | None = None,
+) -> jax.Array:
+    """float [B, h, w, Z]: what a decoder sees of the words of the first layers.
+
+    Args:
+      words_BT: int [B, T] in [0, V), whole layers; T says how many.
+      table_VZ: float [V, Z]. The result is linear in it, with that gradient.
+      fill, mask_Z: as in :func:`decoder_input`.
+
+    Raises:
+      UserError: the words end inside a layer.
+    """
+    scheme, total_BhwZ = SCHEMES[pyramid.scheme], 0.0
+    layers = unflatten(pyramid, words_BT)
+    for layer, words_Bpq in enumerate(layers):
+        e_BpqZ = _at_least_float32(embed_words(words_Bpq, table_VZ))
+        total_BhwZ += scheme.spread(pyramid, layer, e_BpqZ)
+    last = len(layers) - 1
+    stage_BhwZ = total_BhwZ / np.maximum(scheme.divisor(pyramid)[last], 1)[..., None]
+    return fill_cells(stage_BhwZ, covered(pyramid), last, fill, mask_Z)
+
+
+def decoder_input(
+    pyramid: Pyramid,
+    z_BhwZ: jax.Array,
+    stages_PBhwZ: jax.Array,
+    layers: int | jax.Array,
+    fill: str,
+    mask_Z: jax.Array | None = None,
+) -> jax.Array:
+    """[B, h, w, Z]: `reconstruct` of the first layers while training, with a gradient to z.
+
+    At cells that have a word the gradient passes straight to z, once, not through each layer; a
+    filled cell hands its own on to what fills it.
+
+    Args:
+      z_BhwZ, stages_PBhwZ: into and out of :func:`quantize`.
+      layers: in [1, P], one number or int32 [B], a row's own: :func:`random_layers`.
+      fill: of `mmx.ops.fill.FILLS`, for cells without a word.
+      mask_Z: float [Z], what "mask" fills in.
+
+    Raises:
+      UserError: another fill.
+    """
+    rows = (jnp.arange(z_BhwZ.shape[0]),) if jnp.ndim(layers) else ()
+    stage_BhwZ = stages_PBhwZ[(layers - 1, *rows)]
+    through_BhwZ = straight_through(_at_least_float32(z_BhwZ), stage_BhwZ)
+    return fill_cells(through_BhwZ, covered(pyramid), layers - 1, fill, mask_Z)
+
+
+def commitment(pyramid: Pyramid, z_BhwZ: jax.Array, stages_PBhwZ: jax.Array) -> jax.Array:
+    """Sum over layers of |z - sg(stage)|^2 at the cells that have a word by then; a float scalar.
+
+    Divided by the size of z, so that a cell weighs the same in every layer and the weight does not
+    hang on batch, grid or width (the division is ours).
+
+    Source: arXiv 2306.17842 sec. 3 (beta is its weight).
+    """
+    covered_P1hw1 = covered(pyramid)[:, None, ..., None]
+    distance_PBhwZ = _at_least_float32(z_BhwZ) - jax.lax.stop_gradient(stages_PBhwZ)
+    # Not a product: its gradient at uncovered cells is 0 whatever z is there.
+    distance_PBhwZ = jnp.where(covered_P1hw1, distance_PBhwZ, 0)
+    return jnp.square(distance_PBhwZ).sum() / z_BhwZ.size
+
+
+def random_layers(keys_B: jax.Array, pyramid: Pyramid, probability: float) -> jax.Array:
+    """int32 [B] in [1, P]: with this probability any number of layers but all, else all.
+
+    A decoder that has only ever seen full depth cannot draw from fewer (ours).
+    """
+
+    def one(key):
+        is_short, count = jax.random.split(key)
+        short = jax.random.randint(count, (), 1, pyramid.num_layers)
+        return jnp.where(jax.random.bernoulli(is_short, probability), short, pyramid.num_layers)
+
+    return jax.vmap(one)(keys_B)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
