@@ -36,6 +36,7 @@ def get_config(arg=""):
         split="train*50+train_colour*500" if edit else "train*400+train_toned*100",
         mix=("tfds:openmoji/32 train*140+train_toned*55",) * edit + ("tfds:wordnet train",),
         image_size=32,
+        latents=False,
         row_len=128 if tiny else 256,
         max_images=4 if tiny else 24,
         threads=1,

@@ -37,6 +37,7 @@ def get_config(arg=""):
         # Sec. 4.1: as many tokens of images as of text; ``*N`` in split and mix sets the shares.
         mix=("tfds:wordnet train",) if tiny else ("tfds:TEXTS train",),
         image_size=32 if tiny else 256,  # sec. 4.1
+        latents=False,  # ours
         row_len=128 if tiny else 4096,  # sec. 4.1
         max_images=4 if tiny else 12,  # ours: 7 or 8 at the mean
         threads=1 if tiny else 16,

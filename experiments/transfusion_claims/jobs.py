@@ -1,5 +1,6 @@
 """What there is to do, in order, and what of it is done: records, which are JSON files."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -14,9 +15,9 @@ SHARES = (0.25, 0.5, 1.0)  # of the budget: the marks of a run
 CURVES = ("base", "discrete")  # scored at all marks, the others at the last one
 
 
-def digest(config: ConfigDict, size: Size) -> str:
-    """Of what a run is of: its config, and what all arms spend."""
-    text = json.dumps([size.steps, config.to_dict()], sort_keys=True)
+def digest(arm: str, size: Size, config: ConfigDict) -> str:
+    """Of what a run is of: its arm, the study's size and its config."""
+    text = json.dumps([arm, dataclasses.asdict(size), config.to_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -6,8 +6,8 @@
     python experiments/transfusion_claims/run.py       # all that is missing, one run after another
     python experiments/transfusion_claims/report.py    # table and pictures of what is there
 
-``--size gpu`` is the larger study: half a minute of a GPU a run, or an hour of a core. The state of
-a training is saved each minute: the same command goes on wherever it was stopped.
+``--size gpu`` is the larger study: half a minute of a GPU a run; a core's 30 minutes an arm do not
+suffice. The state of a training is saved each minute: the same command goes on where it stopped.
 ``--arm base --seed 0`` does these runs alone (seed 0 comes first: it chooses the rate and how to
 sample), ``--minutes 10`` stops after so long. One such model leaves most of a GPU idle: start
 several arms at once, each with ``--sharing`` their number: each counts its part of the time.
@@ -57,7 +57,7 @@ class Study:
         folder.mkdir(exist_ok=True)
         task = make_task(arm, self.size, lr, seed, self.data.tokenizer)
         file = folder / "record.json"
-        of = digest(task.config, self.size)
+        of = digest(arm, self.size, task.config)
         record = read_record(file, of)
         if record is None:
             device = jax.devices()[0].device_kind
@@ -68,7 +68,7 @@ class Study:
         weights = folder / f"weights-{share:g}.npz"
         if kind == "train":
             steps = max(1, round(share * self.budget / record["step_flops"]))
-            trainer = Trainer(task, self.data.train, folder / "state.npz", self.sharing)
+            trainer = Trainer(task, self.data.train, folder / "state.npz", of, self.sharing)
             if not trainer.go_on(steps, deadline):
                 return False
             params = trainer.state.averaged
@@ -78,6 +78,8 @@ class Study:
             record["marks"][str(share)] = dict(step=steps, flops=flops, validation_loss=loss)
             record["train_seconds"] = round(trainer.seconds, 1)
         else:
+            if not weights.is_file():
+                raise UserError(f"{weights}: not there; delete {folder} to train it again")
             params = read_weights(weights)
             record["sampling"] = self._sampling(arm, seed, lr, record, task, params)
             record["scores"][str(share)] = scoring.score(

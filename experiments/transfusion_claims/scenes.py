@@ -4,6 +4,7 @@ Axis letters: n scenes, h w latent grid, Z latent channels.
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mmx.core import tree
+from mmx.core.errors import UserError
 from mmx.core.run_dir import parse_run
 from mmx.data.scene_grammar import KINDS, Found, Scene
 from mmx.data.source import Source, open_source
@@ -97,11 +100,12 @@ def prepare(out: Path, data_dir: str, runs: dict[str, str], every: int) -> Data:
       every: see :func:`is_chosen`.
 
     Raises:
-      UserError: a run, a data set or the package of the pictures is missing.
+      UserError: a run, a data set or the package of the pictures is missing; ``out`` is of others.
     """
     scene_reader.read(np.zeros((1, 64, 64, 3), np.float32))  # scores need it at the end: can it?
     codecs = {gives: _codec(run, gives) for gives, run in runs.items()}
     found = {}
+    _check_inputs(out / "inputs.json", every, codecs)
     words = out / "tokenizer.json"
     for split in ("train", "test"):
         file = out / f"{split}.npz"
@@ -123,6 +127,20 @@ def prepare(out: Path, data_dir: str, runs: dict[str, str], every: int) -> Data:
     if not (out / "ceilings.json").is_file():
         (out / "ceilings.json").write_text(json.dumps(_ceilings(data)) + "\n")
     return data
+
+
+def _check_inputs(file: Path, every: int, codecs: dict[str, tuple]) -> None:
+    """Is what a folder keeps of the same scenes, by the same tokenizers?"""
+    inputs = {"every": every}
+    for gives, (_, weights) in codecs.items():
+        of = hashlib.sha256()
+        for path, leaf in tree.flatten(weights).items():
+            of.update(path.encode() + np.asarray(leaf).tobytes())
+        inputs[gives] = of.hexdigest()[:16]
+    if not file.is_file():
+        file.write_text(json.dumps(inputs) + "\n")
+    elif json.loads(file.read_text()) != inputs:
+        raise UserError(f"{file.parent}: of another size or other tokenizers; give another --out")
 
 
 def marks(wanted: list[Scene], found: list[Found]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tasks import LatentsTask
 
 from mmx.core import rng as rngs
 from mmx.core import tree
+from mmx.core.errors import UserError
 from mmx.train.plan import plan_training
 from mmx.train.sharding import batch_sharding, make_mesh, place, replicated
 
@@ -37,17 +38,22 @@ class Trainer:
       task: of an arm.
       scenes: to learn.
       file: of the state; read where it is there.
+      of: of what run it is (:func:`jobs.digest`).
       sharing: see :func:`clock`.
+
+    Raises:
+      UserError: the state is of a run of other settings.
     """
 
-    def __init__(self, task: LatentsTask, scenes: Scenes, file: Path, sharing: int = 1):
-        self.task, self.scenes, self.file, self.sharing = task, scenes, file, sharing
+    def __init__(self, task: LatentsTask, scenes: Scenes, file: Path, of: str, sharing: int = 1):
+        self.task, self.scenes, self.file = task, scenes, file
+        self.of, self.sharing = of, sharing
         self.mesh = make_mesh(task.config.mesh)
         self.plan = plan_training(task, task.config, self.mesh)
         self.key = place(rngs.base_key(task.config.seed), replicated(self.mesh))
         self.seconds = 0.0  # of all steps so far
         if file.is_file():
-            self.state, self.seconds = _read(file, self.plan.abstract)
+            self.state, self.seconds = _read(file, of, self.plan.abstract)
         else:
             self.state = self.plan.init(self.key)
 
@@ -90,12 +96,14 @@ class Trainer:
 
     def _save(self) -> None:
         leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(self.state).items()}
-        _write(self.file, leaves | {"seconds": self.seconds})
+        _write(self.file, leaves | {"seconds": self.seconds, "of": self.of})
 
 
-def _read(file: Path, abstract: Any) -> tuple[Any, float]:
+def _read(file: Path, of: str, abstract: Any) -> tuple[Any, float]:
     """(state, seconds) of a file."""
     with np.load(file) as kept:
+        if str(kept["of"]) != of:
+            raise UserError(f"{file}: a run of other settings; give another --out")
         state = tree.map_with_path(lambda path, leaf: jnp.asarray(kept[path]), abstract)
         return state, float(kept["seconds"])
 

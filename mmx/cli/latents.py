@@ -44,6 +44,7 @@ def prepare(
         # As a run pins it, so that a run knows it again.
         stage = stages.pin(RunDir(folder), "codec", codec_run, stages.CODEC_DROP)
         weights, identity = stages.load_weights(stage), stages.identity(stage)
+        step = stages.pinned_step(stage)
     mesh = make_mesh({"slice": 1, "data": -1, "fsdp": 1, "tensor": 1})
     weights, rows = place(weights, replicated(mesh)), batch_sharding(mesh)
     encode = jit_sharded(
@@ -55,7 +56,7 @@ def prepare(
         source,
         {
             "codec": identity,
-            "run": codec_run,
+            "run": f"{parse_run(codec_run)[0].path}@{step}",
             "image_size": size,
             "shape": [grid, grid, codec.latent_dim],
         },

@@ -174,6 +174,7 @@ class Source:
         example = self._outline(record)
         if self.image_key is not None and self._latents:
             example["image"] = record[LATENTS]
+            example["image"].setflags(write=False)
         elif self.image_key is not None:
             try:
                 image = decode(record[self.image_key])

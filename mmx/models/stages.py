@@ -106,6 +106,11 @@ def load_config(folder: Path) -> ConfigDict:
     return configs.from_json(storage.read_text(folder / "config.json"))
 
 
+def pinned_step(folder: Path) -> int:
+    """The step of the earlier run that a stage was pinned at."""
+    return json.loads(storage.read_text(folder / "pin.json"))["step"]
+
+
 def identity(folder: Path) -> str:
     """Sixteen digits of what a pinned stage computes: of its weights and of its config, but for
     what may change while a run goes on."""

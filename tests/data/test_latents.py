@@ -195,7 +195,7 @@ def test_data_that_can_have_none(made, spec, name, message):
     with pytest.raises(UserError, match=message) as error:
         prepare(made, spec, name=name)
     assert "\n" not in str(error.value)
-    assert not list(made.glob("*/*latents*/*latents*")) and not (made / "broken/latents").exists()
+    assert not list(made.glob("*/*_latents_latents")) and not (made / "broken/latents").exists()
 
 
 def test_who_asks_for_latents_is_told_how_to_add_them(made):

@@ -181,11 +181,13 @@ def test_a_nucleus_is_the_fewest_codes_that_hold_the_mass():
 def test_a_training_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
     """The same weights as in one go, to the bit; and an average that is not the weights."""
     task, _ = make("base", tokenizer, 2)
-    one = training.Trainer(task, some_scenes(), tmp_path / "one.npz")
+    one = training.Trainer(task, some_scenes(), tmp_path / "one.npz", "this")
     assert one.go_on(1) and not one.go_on(2, deadline=0.0) and one.step == 1
     monkeypatch.setattr(training, "plan_training", lambda *_: one.plan)  # compiled once
-    two = training.Trainer(task, some_scenes(), tmp_path / "one.npz")
+    two = training.Trainer(task, some_scenes(), tmp_path / "one.npz", "this")
     assert one.go_on(2) and two.go_on(2) and two.step == 2
+    with pytest.raises(UserError, match=r"one\.npz: a run of other settings; give another --out"):
+        training.Trainer(task, some_scenes(), tmp_path / "one.npz", "another")
     training.write_weights(tmp_path / "weights.npz", one.state.averaged)
     again = tree.flatten(training.read_weights(tmp_path / "weights.npz"))
     for path, leaf in tree.flatten(two.state.averaged).items():
@@ -275,17 +277,28 @@ def test_jobs_tune_first_and_score_last():
 def test_a_record_of_other_settings_is_refused(tmp_path):
     """Another rate, or as many steps more: it says so, and which folder."""
     config, file = arms.make_config("base", SIZE, 1e-3, 0), tmp_path / "record.json"
-    of = jobs.digest(config, SIZE)
+    of = jobs.digest("base", SIZE, config)
     assert jobs.read_record(file, of) is None
     file.write_text(json.dumps({"config": of}))
     assert jobs.read_record(file, of) == {"config": of}
     others = [
-        jobs.digest(arms.make_config("base", SIZE, 2e-3, 0), SIZE),
-        jobs.digest(config, dataclasses.replace(SIZE, steps=SIZE.steps + 1)),
+        jobs.digest("base", SIZE, arms.make_config("base", SIZE, 2e-3, 0)),
+        jobs.digest("base", dataclasses.replace(SIZE, steps=SIZE.steps + 1), config),
+        jobs.digest("causal", SIZE, config),
     ]
     for other in others:
         with pytest.raises(UserError, match=r"record\.json: a run of other settings; give another"):
             jobs.read_record(file, other)
+
+
+def test_a_folder_of_other_scenes_or_tokenizers_is_refused(tmp_path):
+    file = tmp_path / "inputs.json"
+    codecs = lambda x: {"latents": (None, {"w": np.full(3, x)}), "codes": (None, {"w": np.ones(2)})}
+    scenes._check_inputs(file, 8, codecs(1.0))
+    scenes._check_inputs(file, 8, codecs(1.0))
+    for every, x in ((4, 1.0), (8, 2.0)):
+        with pytest.raises(UserError, match="of another size or other tokenizers"):
+            scenes._check_inputs(file, every, codecs(x))
 
 
 def test_processes_that_share_a_device_count_their_part(monkeypatch):
