@@ -12,6 +12,7 @@ from mmx.core.errors import UserError
 
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 1.0)  # of the budget: the marks of a run
+SECONDS = ("train_seconds", "score_seconds")  # of a record
 CURVES = ("base", "discrete")  # scored at all marks, the others at the last one
 
 
@@ -81,4 +82,4 @@ def next_job(
 
 def spent(arm: str, records: list[dict]) -> float:
     """Seconds of an arm, see :func:`training.clock`."""
-    return sum(r["train_seconds"] + r["score_seconds"] for r in of_arm(arm, records).values())
+    return sum(r[name] for r in of_arm(arm, records).values() for name in SECONDS)

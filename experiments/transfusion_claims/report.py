@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import paper
-from jobs import CURVES, SEEDS, SHARES, best_rate, of_arm, read_records, spent
+from jobs import CURVES, SECONDS, SEEDS, SHARES, best_rate, of_arm, read_records
 from sizes import SIZES
 from statistic import Table, estimate
 
@@ -190,6 +190,7 @@ def budget_lines(results: dict) -> list[str]:
 def table(results: dict) -> str:
     """All of it as Markdown."""
     records, rates = results["runs"], SIZES[results["size"]].rates
+    devices = lambda name: ", ".join(sorted({r[name] for r in records if name in r}))
     lines = ["Mean of the seeds [95 % interval, scenes and seeds drawn anew].", ""]
     for letter in STUDIES:
         lines += study_lines(letter, results)
@@ -203,8 +204,7 @@ def table(results: dict) -> str:
         "## Runs",
         "",
         "Validation loss at a quarter of the budget by rate, the chosen one *, and at the end, "
-        "seed by seed. Minutes are of "
-        f"{', '.join(sorted({record['device'] for record in records}))}.",
+        f"seed by seed. Trained on {devices('device')}; scored on {devices('scored_on')}.",
         "",
     ]
     rows = []
@@ -216,7 +216,7 @@ def table(results: dict) -> str:
             cells.append(f"{mark['validation_loss']:.3f}{' *' * (lr == best)}" if mark else "")
         run = next(iter(there.values()), None)
         if run is None:
-            rows.append([arm, *[""] * (len(rates) + 7), state(arm, results)])
+            rows.append([arm, *[""] * (len(rates) + 8), state(arm, results)])
             continue
         whole = [r for r in there.values() if LAST in r["marks"]]
         cells.append(", ".join(f"{r['marks'][LAST]['validation_loss']:.3f}" for r in whole))
@@ -225,11 +225,11 @@ def table(results: dict) -> str:
         sampling = (there.get((best, SEEDS[0])) or {}).get("sampling", {})
         settings = ", ".join(f"{k} {v:g}" for k, v in sampling.items() if k != "tried")
         costs = [f"{run['step_flops'] / 1e9:.2f}", steps, steps and steps * run["batch"], tflop]
-        rows.append(
-            [arm, *cells, *costs, settings, f"{spent(arm, records) / 60:.1f}", state(arm, results)]
-        )
+        minutes = [f"{sum(r[k] for r in there.values()) / 60:.1f}" for k in SECONDS]
+        rows.append([arm, *cells, *costs, settings, *minutes, state(arm, results)])
     head = ["arm", *(f"{lr:g}" for lr in rates), "at the end", "GFLOP a step", "steps",
-            "images seen", "TFLOP", "sampling", "minutes", "seeds"]  # fmt: skip
+            "images seen", "TFLOP", "sampling", "minutes of training", "of scoring",
+            "seeds"]  # fmt: skip
     return "\n".join(lines + grid(head, rows)[:-1]) + "\n"
 
 

@@ -47,6 +47,7 @@ class Study:
 
     def __init__(self, data: Data, size: Size, out: Path, sharing: int):
         self.data, self.size, self.out, self.sharing = data, size, out, sharing
+        self.device = jax.devices()[0].device_kind
         base = make_task("base", size, size.rates[0], 0, data.tokenizer)
         self.budget = size.steps * base.step_flops()
 
@@ -60,8 +61,7 @@ class Study:
         of = digest(arm, self.size, task.config)
         record = read_record(file, of)
         if record is None:
-            device = jax.devices()[0].device_kind
-            record = dict(arm=arm, lr=lr, seed=seed, config=of, device=device,
+            record = dict(arm=arm, lr=lr, seed=seed, config=of, device=self.device,
                           step_flops=task.step_flops(), batch=task.config.batch_size,
                           train_seconds=0.0, score_seconds=0.0, marks={}, scores={})  # fmt: skip
         began = clock(self.sharing)
@@ -85,6 +85,7 @@ class Study:
             record["scores"][str(share)] = scoring.score(
                 task, params, self.data, record["sampling"], seed, self.size.drawn
             )
+            record["scored_on"] = self.device
             record["score_seconds"] += round(clock(self.sharing) - began, 1)
         unfinished = file.with_name(f".{file.name}")
         unfinished.write_text(json.dumps(record) + "\n")

@@ -52,7 +52,7 @@ def _fastest(dtype) -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device.platform if device else jax.default_backend()
     if platform == "gpu" and dtype.itemsize > 2:
-        # In float32 flash equals it there too, and takes 4 to 20 times as long: its products are
+        # In float32 flash equals it there too, and takes 4 to 22 times as long: its products are
         # in full, those of "dense" in TF32 (experiments/throughput/README.md).
         return "dense"
     return AUTO[platform]

@@ -239,8 +239,8 @@ def do_all(arm, loss, seeds=jobs.SEEDS):
             there = jobs.of_arm(arm, records)
             if (lr, seed) not in there:
                 records.append(dict(arm=arm, lr=lr, seed=seed, step_flops=2.0e9, batch=4, marks={},
-                                    scores={}, device="abacus", train_seconds=60.0,
-                                    score_seconds=6.0))  # fmt: skip
+                                    scores={}, device="abacus", scored_on="abacus",
+                                    train_seconds=60.0, score_seconds=6.0))  # fmt: skip
             record = jobs.of_arm(arm, records)[lr, seed]
             if kind == "train":
                 mark = dict(step=100 * share, flops=1e12 * share, validation_loss=loss(lr))
