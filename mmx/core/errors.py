@@ -1,6 +1,6 @@
 """Errors that a user can mend: the command prints them as one line and exits with code 2."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 EXIT_BAD_INPUT = 2
@@ -26,6 +26,6 @@ def choose(field: str, table: Mapping[str, Any], name: str) -> Any:
     Raises:
       UserError: not one of the choices; lists them.
     """
-    if name not in table:
+    if not isinstance(name, Hashable) or name not in table:  # a list, as JSON may have it
         raise UserError(f"{field}={name!r}: use one of {', '.join(table)}")
     return table[name]

@@ -255,10 +255,15 @@ class CausalLM(nn.Module):
         Returns:
           (x [B, T, D], the piece's keys, its values [depth, B, G, T, K]: what goes to
           :func:`mmx.nn.cache.write`).
+
+        Raises:
+          ValueError: more positions than a learned table has.
         """
         arch, (B, T) = self.arch, ids_BT.shape
         length_B = jnp.zeros(B, jnp.int32) if cache is None else cache.length_B
         if position_BT is None:
+            if not arch.ropes and arch.context < T:
+                raise ValueError(f"{T} positions: the table of this model has {arch.context}")
             position_BT = length_B[:, None] + jnp.arange(T)
         if document_BT is None:
             document_BT = jnp.zeros((B, T), jnp.int32)

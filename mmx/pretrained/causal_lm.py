@@ -18,31 +18,50 @@ from mmx.core import tree
 from mmx.core.errors import UserError, choose
 from mmx.nn.causal_lm import Architecture, CausalLM
 from mmx.nn.rope import Rope
-from mmx.pretrained.config_json import check_sizes, read_json
+from mmx.pretrained.config_json import check_flags, check_numbers, check_sizes, read_json
 from mmx.pretrained.hub import Repository
 from mmx.pretrained.tensors import LINEAR, MATRIX, VECTOR, Source, TensorFiles, read_tree
 
 # model_type -> what a field that config.json leaves out is (transformers 5.23), by Llama's names.
+_WINDOWS = dict(layer_types=None, sliding_window=4096)
+_QWEN = dict(
+    _WINDOWS, num_key_value_heads=32, max_position_embeddings=32768, rms_norm_eps=1e-6,
+    hidden_act="silu", use_sliding_window=False, max_window_layers=28,
+)  # fmt: skip
 _GEMMA = dict(
     num_attention_heads=8, num_key_value_heads=4, head_dim=256, max_position_embeddings=8192,
-    rms_norm_eps=1e-6, tie_word_embeddings=True,
+    rms_norm_eps=1e-6, attention_bias=False, tie_word_embeddings=True,
 )  # fmt: skip
-_GEMMA_2 = dict(_GEMMA, query_pre_attn_scalar=256, sliding_window=4096)
+_GEMMA_2 = dict(
+    _GEMMA, **_WINDOWS, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=256,
+    attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
+)  # fmt: skip
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": dict(
         vocab_size=50257, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
         max_position_embeddings=1024, rms_norm_eps=1e-5, hidden_act="gelu_new",
         tie_word_embeddings=True,
     ),
-    "llama": dict(max_position_embeddings=2048, rms_norm_eps=1e-6),
-    "qwen2": dict(max_position_embeddings=32768, rms_norm_eps=1e-6),
-    "qwen3": dict(max_position_embeddings=32768, rms_norm_eps=1e-6, head_dim=128),
-    "gemma": dict(_GEMMA, num_attention_heads=16, num_key_value_heads=16),
-    "gemma2": dict(_GEMMA_2, final_logit_softcapping=30.0, attn_logit_softcapping=50.0),
+    "llama": dict(
+        max_position_embeddings=2048, rms_norm_eps=1e-6, hidden_act="silu", attention_bias=False,
+        mlp_bias=False,
+    ),
+    "qwen2": _QWEN,
+    "qwen3": dict(_QWEN, head_dim=128, attention_bias=False),
+    "gemma": dict(
+        _GEMMA, num_attention_heads=16, num_key_value_heads=16, hidden_act="gelu_pytorch_tanh"
+    ),
+    "gemma2": _GEMMA_2,
     "gemma3_text": dict(
         _GEMMA_2, vocab_size=262_208, max_position_embeddings=131_072, rope_theta=1e6,
-        rope_local_base_freq=1e4, sliding_window_pattern=6,
+        rope_local_base_freq=1e4, sliding_window_pattern=6, attn_logit_softcapping=None,
+        final_logit_softcapping=None,
     ),
+}  # fmt: skip
+# Fields that the library reads of those kinds alone that have them above.
+_OF_SOME = {
+    "layer_types", "sliding_window", "sliding_window_pattern", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping", "attention_bias", "mlp_bias",
 }  # fmt: skip
 # GPT-2's names for them.
 _GPT2_NAMES = {
@@ -55,13 +74,17 @@ _GPT2_NAMES = {
     "activation_function": "hidden_act",
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
-# Fields that change what is computed, each with the one value that is read.
-_FIXED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "use_bidirectional_attention": False,
+# Fields that change what is computed, each with the values that are read.
+_FIXED: dict[str, tuple] = {
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "use_bidirectional_attention": (False, None),
+    "partial_rotary_factor": (1, None),
+    "quantization_config": (None,),
 }
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # null: none
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "intermediate_size", "max_position_embeddings",
@@ -78,33 +101,40 @@ def read_architecture(repository: Repository) -> Architecture:
     config = read_json(file)
     kind = config.get("model_type")
     if kind == "gemma3":  # with a tower for images, which is left out
-        kind, config = "gemma3_text", config.get("text_config") or {}
+        kind, config = "gemma3_text", _text_config(file, config)
     choose(f"{file}: model_type", _DEFAULTS, kind)
+    defaults = _DEFAULTS[kind]
     given = {_GPT2_NAMES.get(name, name): value for name, value in config.items()}
-    c = {**_DEFAULTS[kind], **{name: v for name, v in given.items() if v is not None}}
-    for name, only in _FIXED.items():
-        if c.get(name, only) != only:
-            raise UserError(f"{file}: {name}={c[name]!r}: mmx reads models of {name}={only} alone")
-    c.setdefault("num_key_value_heads", c.get("num_attention_heads"))
+    # A null stays: it is no default, but "none" or, where a kind has no value for that, refused.
+    c = defaults | {f: v for f, v in given.items() if f in defaults or f not in _OF_SOME}
+    _check_fixed(file, c)
+    check_flags(file, {f: c[f] for f in _FLAGS if f in c})
     check_sizes(file, {f: c.get(f) for f in ("hidden_size", "num_attention_heads")})
     width, heads = c["hidden_size"], c["num_attention_heads"]
-    c.setdefault("head_dim", width // heads)
-    if kind == "gpt2":
-        c.setdefault("intermediate_size", 4 * width)
-    check_sizes(file, {f: c.get(f) for f in _SIZES})
+    gemma, latest = kind.startswith("gemma"), kind == "gemma3_text"
+    if c.get("num_key_value_heads") is None and not gemma:
+        c["num_key_value_heads"] = heads
+    if split := c.get("head_dim") is None and "head_dim" not in defaults:
+        c["head_dim"] = width // heads
+    if kind == "gpt2" and c.get("intermediate_size") is None:
+        c["intermediate_size"] = 4 * width
     for name, size, parts in (
         ("num_key_value_heads", heads, c["num_key_value_heads"]),
-        ("num_attention_heads", width, heads if "head_dim" not in given else 1),
+        ("num_attention_heads", width, heads if split else 1),
     ):
+        check_sizes(file, {name: parts})
         if size % parts:
             raise UserError(f"{file}: {name}={parts} does not divide {size}")
-    gemma, latest = kind.startswith("gemma"), kind == "gemma3_text"
-    activation = c.get("hidden_activation" if kind != "gemma" and gemma else "hidden_act")
-    if gemma and activation in (None, "gelu"):  # as the library reads files that say so
-        activation = "gelu_pytorch_tanh"
-    biases = bool(c.get("attention_bias", False))
+    check_sizes(file, {f: c.get(f) for f in _SIZES})
+    caps = [f for f in _CAPS if c.get(f) is not None]
+    numbers = ("rms_norm_eps", "query_pre_attn_scalar", *caps)
+    check_numbers(file, {f: c[f] for f in numbers if f in c})
+    act = "hidden_activation" if "hidden_activation" in defaults else "hidden_act"
+    if kind == "gemma" and c[act] == "gelu":  # Gemma 1 alone: the library reads its files so
+        c[act] = "gelu_pytorch_tanh"
+    biases = c.get("attention_bias", False)
     layers = _layer_types(file, kind, c)
-    ropes = {t: _rope(file, c, t, latest) for t in set(layers)} if kind != "gpt2" else {}
+    ropes = {t: _rope(file, c, t, latest) for t in dict.fromkeys(layers)} if kind != "gpt2" else {}
     return Architecture(
         vocab_size=c["vocab_size"],
         width=width,
@@ -124,37 +154,70 @@ def read_architecture(repository: Repository) -> Architecture:
         qk_norm=kind in ("qwen3", "gemma3_text"),
         qkv_bias=biases or kind in ("gpt2", "qwen2"),
         out_bias=biases or kind == "gpt2",
-        mlp_bias=bool(c.get("mlp_bias", kind == "gpt2")),
+        mlp_bias=c.get("mlp_bias", kind == "gpt2"),
         gated=kind != "gpt2",
-        activation=choose(f"{file}: activation", _ACTIVATIONS, activation or "silu"),
-        tied=bool(c.get("tie_word_embeddings", False)),
+        activation=choose(f"{file}: {act}", _ACTIVATIONS, c[act]),
+        tied=c.get("tie_word_embeddings", False),
         embed_scale=width**0.5 if gemma else 1.0,
-        attention_cap=float(c.get("attn_logit_softcapping", 0.0)),
-        logit_cap=float(c.get("final_logit_softcapping", 0.0)),
+        attention_cap=float(c.get("attn_logit_softcapping") or 0.0),
+        logit_cap=float(c.get("final_logit_softcapping") or 0.0),
     )
 
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+# rope_type -> the fields that it needs beside rope_theta, in the order of Rope's.
+_ROPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def _text_config(file, config: dict) -> dict:
+    """The decoder's part of a config with a tower; whose head is tied the whole says."""
+    text = config.get("text_config") or {}
+    _check_object(file, "text_config", text)
+    outer = {"tie_word_embeddings": True} | config
+    shared = ("tie_word_embeddings", "quantization_config")
+    return text | {f: outer[f] for f in shared if f in outer}
+
+
+def _check_object(file, field: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: {field}={value!r}: it has to be an object of fields")
+
+
+def _check_fixed(file, c: dict) -> None:
+    for name, read in _FIXED.items():
+        if c.get(name, read[0]) not in read:
+            raise UserError(
+                f"{file}: {name}={c[name]!r}: mmx reads models of {name}={read[0]} alone"
+            )
 
 
 def _layer_types(file, kind: str, c: dict) -> list[str]:
     """Of each layer: does it read all, or a window of the last positions."""
     number = range(c["num_hidden_layers"])
-    if kind.startswith("qwen") and not c.get("use_sliding_window", False):
+    if "layer_types" not in c:
         return [_FULL for _ in number]
-    if types := c.get("layer_types"):
-        if len(types) != len(number) or not {*types} <= {_SLIDING, _FULL}:
+    types, window = c["layer_types"], c["sliding_window"]
+    if not c.get("use_sliding_window", True):
+        window = None
+    if types is not None:
+        fits = isinstance(types, list) and len(types) == len(number)
+        if not fits or any(t not in (_SLIDING, _FULL) for t in types):
             raise UserError(f"{file}: layer_types={types}: {_SLIDING} or {_FULL} for each layer")
     elif kind.startswith("qwen"):
-        first = c.get("max_window_layers", 28)
-        types = [_SLIDING if layer >= first else _FULL for layer in number]
-    elif kind in ("gemma2", "gemma3_text"):
-        every = c.get("sliding_window_pattern", 2)
-        types = [_SLIDING if (layer + 1) % every else _FULL for layer in number]
+        first = c["max_window_layers"]
+        if type(first) is not int:
+            raise UserError(f"{file}: max_window_layers={first!r}: it has to be a whole number")
+        types = [_FULL if window is None or layer < first else _SLIDING for layer in number]
     else:
-        types = [_FULL for _ in number]
+        every = c.get("sliding_window_pattern", 2)
+        check_sizes(file, {"sliding_window_pattern": every})
+        types = [_SLIDING if (layer + 1) % every else _FULL for layer in number]
     if _SLIDING in types:
-        check_sizes(file, {"sliding_window": c.get("sliding_window")})
+        check_sizes(file, {"sliding_window": window})
     return types
 
 
@@ -163,29 +226,22 @@ def _rope(file, c: dict, layer_type: str, local: bool) -> Rope:
 
     ``local``: layers with a window have a base of their own, and no scaling.
     """
-    told = c.get("rope_parameters")
+    field, told = "rope_parameters", c.get("rope_parameters")
     if told is None:
-        told = dict(c.get("rope_scaling") or {}, rope_theta=c.get("rope_theta", 10_000.0))
+        field, told = "rope_scaling", c.get("rope_scaling") or {}
+        _check_object(file, field, told)
+        told = told | dict(rope_theta=c.get("rope_theta", 10_000.0))
         if local and layer_type == _SLIDING:
             told = dict(rope_theta=c["rope_local_base_freq"])
+    _check_object(file, field, told)
     told = told.get(layer_type, told)
+    _check_object(file, f"{field}.{layer_type}", told)
+    _check_fixed(f"{file}: {field}", told)
     kind = told.get("rope_type", told.get("type", "default"))
-    choose(f"{file}: rope_type", dict.fromkeys(("default", "linear", "llama3")), kind)
-    try:
-        theta = float(told["rope_theta"])
-        if kind == "default":
-            return Rope(theta)
-        if kind == "linear":
-            return Rope(theta, float(told["factor"]))
-        return Rope(
-            theta,
-            float(told["factor"]),
-            float(told["low_freq_factor"]),
-            float(told["high_freq_factor"]),
-            int(told["original_max_position_embeddings"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: rope parameters {told}: not those of {kind} ({error})") from error
+    fields = choose(f"{file}: rope_type", _ROPES, kind)
+    numbers = {f: told.get(f) for f in ("rope_theta", *fields)}
+    check_numbers(f"{file}: {field}", numbers)
+    return Rope(*numbers.values())
 
 
 def load_causal_lm(

@@ -1,6 +1,7 @@
 """The JSON files beside published weights."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,4 +28,24 @@ def check_sizes(file: Path, sizes: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{file}: {field}={value!r}: it has to be a whole number of at least 1; take the "
                 "file as it was published"
+            )
+
+
+def check_numbers(file: Path | str, numbers: Mapping[str, Any]) -> None:
+    """Raises UserError for the first that is no finite number above 0; names its field."""
+    for field, value in numbers.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(
+                f"{file}: {field}={value!r}: it has to be a number above 0; take the file as it "
+                "was published"
+            )
+
+
+def check_flags(file: Path | str, flags: Mapping[str, Any]) -> None:
+    """Raises UserError for the first that is neither true nor false; names its field."""
+    for field, value in flags.items():
+        if type(value) is not bool:
+            raise UserError(
+                f"{file}: {field}={value!r}: it has to be true or false; take the file as it was "
+                "published"
             )

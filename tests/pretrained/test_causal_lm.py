@@ -182,20 +182,96 @@ def test_the_released_gpt2_needs_few_words(tmp_path):
     assert (small.vocab_size, small.mlp, small.context, small.eps) == (50257, 3072, 1024, 1e-5)
 
 
+def test_null_is_none_and_no_default(tmp_path):
+    gemma = MODELS["gemma2"]["config"]
+    of = lambda name, **change: architecture(tmp_path, MODELS[name]["config"] | change)
+    bare = of("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert bare.attention_cap == bare.logit_cap == 0.0
+    absent = {k: v for k, v in gemma.items() if not k.endswith("softcapping")}
+    absent = architecture(tmp_path, absent)
+    assert (absent.attention_cap, absent.logit_cap) == (50.0, 30.0)
+    windows = dict(use_sliding_window=True, layer_types=None, max_window_layers=1)
+    assert of("qwen3", **windows, sliding_window=9).windows == (0, 9, 9)
+    assert of("qwen3", **windows, sliding_window=None).windows == (0, 0, 0)
+    assert of("llama2", num_key_value_heads=None, head_dim=None).head_size == 4
+
+
+def test_fields_of_another_kind_are_not_read_as_the_library_reads_none(tmp_path):
+    more = dict(
+        attn_logit_softcapping=5.0, query_pre_attn_scalar=9, sliding_window=2,
+        layer_types=["sliding_attention"] * 3,
+    )  # fmt: skip
+    plain = MODELS["llama2"]["config"]
+    assert architecture(tmp_path, plain | more) == architecture(tmp_path, plain)
+
+
+def test_what_a_kind_has_for_itself(tmp_path):
+    """Qwen 3's head size that does not depend on the width; the "gelu" of Gemma 1's files, which
+    was the tanh form; the head of a Gemma 3 with a tower, of which the whole says if it is tied."""
+    qwen = {k: v for k, v in MODELS["qwen3"]["config"].items() if k != "head_dim"}
+    qwen |= dict(hidden_size=18, num_attention_heads=4, num_key_value_heads=2)
+    assert architecture(tmp_path, qwen).head_size == 128
+    gemma = architecture(tmp_path, MODELS["gemma"]["config"] | dict(hidden_act="gelu"))
+    assert gemma.activation == "gelu"
+    whole = dict(model_type="gemma3", text_config=MODELS["gemma3"]["config"])
+    assert architecture(tmp_path, whole).tied
+    assert not architecture(tmp_path, whole | dict(tie_word_embeddings=False)).tied
+
+
+def test_a_table_of_positions_is_not_read_beyond_its_end(tmp_path):
+    arch = architecture(tmp_path, MODELS["gpt2"]["config"])
+    long = jax.ShapeDtypeStruct((1, arch.context + 1), jnp.int32)
+    with pytest.raises(ValueError, match="33 positions: the table of this model has 32"):
+        jax.eval_shape(CausalLM(arch).init, jax.random.key(0), long)
+
+
+def rope(**change):
+    return dict(rope_parameters=dict(rope_theta=1e4, rope_type="default") | change)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
         ("llama2", dict(model_type="mamba"), "model_type='mamba': use one of gpt2, llama, qwen2"),
-        ("llama2", dict(hidden_act="relu"), "activation='relu': use one of silu"),
+        ("llama2", dict(hidden_act="relu"), "hidden_act='relu': use one of silu"),
         ("llama2", dict(num_key_value_heads=3), "num_key_value_heads=3 does not divide 4"),
         ("llama2", dict(intermediate_size="24"), "intermediate_size='24': it has to be a whole"),
         ("llama3", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)),
          "rope_type='yarn': use one of default, linear, llama3"),
         ("llama3", dict(rope_parameters=dict(rope_type="llama3", rope_theta=1e4)),
-         "not those of llama3 .'factor'"),
+         "rope_parameters: factor=None: it has to be a number above 0"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "models of scale_attn_by_inverse"),
         ("gemma3", dict(layer_types=["full_attention"]), "sliding_attention or full_attention for"),
         ("gemma2", dict(sliding_window=0), "sliding_window=0: it has to be"),
+        # Nulls that are no "none" to the library either.
+        ("gemma2", dict(sliding_window=None), "sliding_window=None: it has to be a whole"),
+        ("gemma2", dict(num_key_value_heads=None), "num_key_value_heads=None: it has to be"),
+        ("gemma2", dict(hidden_activation=None), "hidden_activation=None: use one of"),
+        ("qwen3", dict(rms_norm_eps=None), "rms_norm_eps=None: it has to be a number above 0"),
+        ("qwen3", dict(head_dim=None), "head_dim=None: it has to be a whole"),
+        ("llama2", dict(tie_word_embeddings=None), "tie_word_embeddings=None: it has to be"),
+        # What would change the result.
+        ("llama2", dict(quantization_config=dict(bits=4)), "models of quantization_config=None"),
+        ("llama2", dict(partial_rotary_factor=0.5), "models of partial_rotary_factor=1 alone"),
+        ("llama2", rope(partial_rotary_factor=0.5), "rope_parameters: partial_rotary_factor=0.5"),
+        ("llama2", rope(rope_type="linear", factor=0), "rope_parameters: factor=0: it has to be a"),
+        ("gemma2", dict(hidden_activation="gelu"), "hidden_activation='gelu': use one of silu"),
+        ("gemma3", dict(hidden_activation="gelu"), "hidden_activation='gelu': use one of silu"),
+        ("qwen3", dict(layer_types=["sliding_attention"] * 3), "sliding_window=None: it has to be"),
+        # Of the wrong type.
+        ("gemma2", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar=0: it has to be a number"),
+        ("gemma2", dict(attn_logit_softcapping="x"), "attn_logit_softcapping='x': it has to be a"),
+        ("gemma2", dict(layer_types=5), "layer_types=5: sliding_attention or"),
+        ("llama2", dict(rope_parameters=[1]), r"rope_parameters=\[1\]: it has to be an object"),
+        ("llama2", dict(rope_parameters=None, rope_scaling="linear"), "rope_scaling='linear': it"),
+        ("gemma3", dict(rope_parameters=dict(sliding_attention=1)), "rs.sliding_attention=1: it"),
+        ("llama2", rope(rope_theta="1e4"), "rope_parameters: rope_theta='1e4': it has to be a"),
+        ("llama2", rope(rope_type=[1]), r"rope_type=\[1\]: use one of default"),
+        ("qwen3", dict(use_sliding_window=True, layer_types=None, max_window_layers="a"),
+         "max_window_layers='a': it has to be a whole number"),
+        ("llama2", dict(rms_norm_eps="1e-5"), "rms_norm_eps='1e-5': it has to be a number above 0"),
+        ("llama2", dict(mlp_bias="no"), "mlp_bias='no': it has to be true or false"),
+        ("gemma3", dict(model_type="gemma3", text_config=5), "text_config=5: it has to be an"),
     ],
 )  # fmt: skip
 def test_configs_that_are_not_ours_to_read(name, change, words, tmp_path):
