@@ -201,8 +201,7 @@ def _layer_types(file, kind: str, c: dict) -> list[str]:
     if "layer_types" not in c:
         return [_FULL for _ in number]
     types, window = c["layer_types"], c["sliding_window"]
-    if not c.get("use_sliding_window", True):
-        window = None
+    used = c.get("use_sliding_window", True)
     if types is not None:
         fits = isinstance(types, list) and len(types) == len(number)
         if not fits or any(t not in (_SLIDING, _FULL) for t in types):
@@ -211,13 +210,16 @@ def _layer_types(file, kind: str, c: dict) -> list[str]:
         first = c["max_window_layers"]
         if type(first) is not int:
             raise UserError(f"{file}: max_window_layers={first!r}: it has to be a whole number")
-        types = [_FULL if window is None or layer < first else _SLIDING for layer in number]
+        windows = used and window is not None
+        types = [_SLIDING if windows and layer >= first else _FULL for layer in number]
     else:
         every = c.get("sliding_window_pattern", 2)
         check_sizes(file, {"sliding_window_pattern": every})
         types = [_SLIDING if (layer + 1) % every else _FULL for layer in number]
     if _SLIDING in types:
         check_sizes(file, {"sliding_window": window})
+        if not used:
+            raise UserError(f"{file}: use_sliding_window=False: its layer_types have {_SLIDING}")
     return types
 
 

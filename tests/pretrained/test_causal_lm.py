@@ -257,7 +257,8 @@ def rope(**change):
         ("llama2", rope(rope_type="linear", factor=0), "rope_parameters: factor=0: it has to be a"),
         ("gemma2", dict(hidden_activation="gelu"), "hidden_activation='gelu': use one of silu"),
         ("gemma3", dict(hidden_activation="gelu"), "hidden_activation='gelu': use one of silu"),
-        ("qwen3", dict(layer_types=["sliding_attention"] * 3), "sliding_window=None: it has to be"),
+        ("qwen3", dict(layer_types=["sliding_attention"] * 3, sliding_window=4),
+         "use_sliding_window=False: its layer_types have sliding_attention"),
         # Of the wrong type.
         ("gemma2", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar=0: it has to be a number"),
         ("gemma2", dict(attn_logit_softcapping="x"), "attn_logit_softcapping='x': it has to be a"),
