@@ -259,7 +259,7 @@ def plot(results: dict, file: Path) -> None:
             axes.plot([], [], "o", c=colours[kind], ms=4, label=kind)
         if letter == "b":
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(ticker.FixedLocator([1, 2, 4, 8]))
+            axes.xaxis.set_major_locator(ticker.FixedLocator([2**i for i in range(12)]))
             axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
             axes.xaxis.set_minor_locator(ticker.NullLocator())
             axes.set_xlabel("TFLOP of training")
