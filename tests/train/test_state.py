@@ -47,7 +47,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(toy_config, accum):
     fields = dict(toy__running=False, optim__warmup_steps=0, optim__b1=0.0, optim__clip_norm=0.1)
     whole, want = updated(toy_config(**fields), steps=3)
     parts, got = updated(toy_config(**fields, optim__accum=accum), steps=3)
-    close(parts[-1].params, whole[-1].params, rtol=2e-5, atol=1e-6)
+    close(parts[-1].params, whole[-1].params, rtol=1e-5, atol=1e-6)
     for a, b in zip(got, want):
         assert a.keys() == b.keys()
         close(a, b, rtol=1e-5, atol=1e-7)
