@@ -13,7 +13,8 @@ from mmx.models.protocols import Codec
 from mmx.models.rows import to_float
 from mmx.models.vqgan import quantizer
 from mmx.models.vqgan.codec import VqganCodec
-from mmx.models.vqgan.model import DISCRIMINATORS, _blur_down, patch_basis
+from mmx.nn.autoencoder import patch_basis
+from mmx.nn.discriminator import DISCRIMINATORS, _blur_down
 
 KINDS = {
     "vq": dict(

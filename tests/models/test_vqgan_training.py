@@ -63,7 +63,7 @@ def test_each_combination_trains(build, spec, changes):
         assert moved(states[0].params[name], state.params[name]) > 1e-3
     for leaf in jax.tree.leaves(state.params):
         assert leaf.dtype == jnp.float32
-    if task.discriminator:
+    if task.losses.discriminator:
         # Up to and with step gan_start - 1 = 1 it stands (but for weight decay), then it moves.
         d = [s.params["discriminator"] for s in states]
         assert moved(d[0], d[2]) < 1e-5

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mmx.core import rng as rngs
-from mmx.core.errors import UserError, choose
+from mmx.core.errors import UserError
 from mmx.models.vqgan import quantizer
-from mmx.models.vqgan.model import Decoder, Encoder
-from mmx.nn.conv import NORMS
-from mmx.nn.dtypes import DTYPES
+from mmx.nn import autoencoder
+from mmx.nn.autoencoder import Decoder, Encoder, latent_scale
 from mmx.ops.latents import (
     Moments,
     denormalize,
@@ -31,35 +30,14 @@ MOMENTS_DECAY = 0.99
 def make_networks(config) -> tuple[Encoder, Decoder]:
     """Encoder and decoder of a config. Raises UserError for an unknown dtype, norm or quantizer."""
     m = config.model
-    dtype = choose("config.dtype", DTYPES, config.dtype)
-    choose("config.model.norm", NORMS, m.norm)
-    multipliers = tuple(m.multipliers)
-    shared = dict(
-        channels=m.channels,
-        multipliers=multipliers,
-        patch=m.patch,
-        norm=m.norm,
-        linear_path=m.linear_path,
-    )
+    patterns = 3 * latent_scale(m) ** 2
     num_codes, code_dim = quantizer.sizes(config.quantizer)
-    patterns = 3 * (m.patch * 2 ** (len(multipliers) - 1)) ** 2
     if m.linear_path and code_dim > patterns:
         raise UserError(
             f"config.quantizer.{'code_dim' if num_codes else 'latent_dim'}={code_dim}: a patch has "
             f"{patterns} numbers, so with config.model.linear_path at most {patterns}"
         )
-    encoder = Encoder(
-        **shared,
-        blocks=m.encoder_blocks,
-        mid_blocks=m.encoder_mid_blocks,
-        code_dim=code_dim,
-        posterior=num_codes is None,
-        dtype=dtype,
-    )
-    decoder = Decoder(
-        **shared, blocks=m.decoder_blocks, mid_blocks=m.decoder_mid_blocks, dtype=dtype
-    )
-    return encoder, decoder
+    return autoencoder.make_networks(config, code_dim, posterior=num_codes is None)
 
 
 def make_codec(config) -> "VqganCodec | KlCodec":
@@ -88,7 +66,7 @@ class _Networks:
     def __init__(self, config):
         self.config = config
         self.encoder, self.decoder = make_networks(config)
-        self.scale = config.model.patch * 2 ** (len(config.model.multipliers) - 1)
+        self.scale = latent_scale(config.model)
 
     def grid(self, image_size: int) -> int:
         """Latents along one side of an image. Raises UserError when f does not divide the size."""

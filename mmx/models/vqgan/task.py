@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmx.core import rng as rngs
-from mmx.core import tree
-from mmx.core.errors import UserError, choose
+from mmx.core.errors import UserError
 from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
@@ -17,14 +16,11 @@ from mmx.eval.images import to_uint8
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
+from mmx.models.image_loss import ImageLosses
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import report as reports
 from mmx.models.vqgan.codec import make_codec
-from mmx.models.vqgan.loss import G_LOSS, adversarial_loss, reconstruction_loss
-from mmx.models.vqgan.model import DISCRIMINATORS
-from mmx.nn.dtypes import DTYPES
-from mmx.ops.losses import init_lecam, psnr
-from mmx.pretrained.vgg import abstract_vgg16, keep_vgg, load_vgg
+from mmx.ops.losses import psnr
 from mmx.train.sharding import jit_sharded, place, replicated
 
 
@@ -59,43 +55,7 @@ class VqganTask:
                 f"config.optim.ema={config.optim.ema}: the moments of continuous latents are "
                 "measured with the weights as they are trained, not with their average; use 0"
             )
-        self.discriminator = None
-        if config.loss.adversarial:
-            self.discriminator = self._make_discriminator()
-        self._perceptual, self._pools = [], ()
-        if config.loss.perceptual and abstract:
-            self._perceptual, self._pools = abstract_vgg16()
-        elif config.loss.perceptual:
-            if "perceptual_weights" not in config.loss:
-                raise UserError(
-                    f"config.loss.perceptual={config.loss.perceptual}: this config names no "
-                    "weights for it; start from one that does: vqgan/muse256, vqgan/muse512"
-                )
-            path = config.loss.perceptual_weights
-            if run is not None:
-                path = keep_vgg(path, run.stage("perceptual") / "weights.safetensors")
-            self._perceptual, self._pools = load_vgg(path)
-        self._check_halvings("the perceptual network", sum(self._pools))
-
-    def _make_discriminator(self):
-        d = self.config.get("discriminator")
-        if d is None:
-            raise UserError(
-                "config.loss.adversarial is not 0, but this config has no discriminator; start "
-                "from one that has: vqgan/muse256, vqgan/muse512"
-            )
-        choose("config.loss.gan", G_LOSS, self.config.loss.gan)
-        make = choose("config.discriminator.kind", DISCRIMINATORS, d.kind)
-        self._check_halvings("config.discriminator.levels", d.levels)
-        return make(d.channels, d.levels, DTYPES[self.config.dtype])
-
-    def _check_halvings(self, what: str, count: int) -> None:
-        size = self.config.data.image_size
-        if size >> count < 1:
-            raise UserError(
-                f"config.data.image_size={size}: {what} halves it {count} times, which leaves "
-                "nothing"
-            )
+        self.losses = ImageLosses(config, run, abstract)
 
     # Data
 
@@ -118,14 +78,8 @@ class VqganTask:
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """(params, extra), every leaf logically named."""
         params, extra = self.codec.init(key)
-        if self.discriminator:
-            size = self.config.data.image_size
-            image = jnp.zeros((1, size, size, 3))
-            d = self.discriminator.init(rngs.stream(key, "discriminator"), image)
-            params["discriminator"] = d["params"]
-            if self.config.loss.lecam:
-                extra["lecam"] = init_lecam()._asdict()
-        return params, extra
+        more_params, more_extra = self.losses.init(key)
+        return params | more_params, extra | more_extra
 
     def abstract_frozen(self) -> Any:
         """Shapes of :meth:`load_frozen`."""
@@ -137,48 +91,25 @@ class VqganTask:
         return place(self._frozen_host(), replicated(mesh))
 
     def _frozen_host(self) -> Any:
-        return {"perceptual": self._perceptual}
+        return self.losses.frozen()
 
     def param_labels(self, params: Any) -> Any:
-        """ "disc" for the discriminator, "main" for the rest: one optimiser group a player."""
-        return tree.map_with_path(
-            lambda path, _: "disc" if path.startswith("discriminator/") else "main",
-            params,
-            is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
-        )
+        """One optimiser group a player."""
+        return self.losses.param_labels(params)
 
     # Training
 
     def loss(self, params, extra, frozen, batch, rng, step, train=True):
         """(scalar, (metrics, extra)); both players' terms in one scalar."""
-        config = self.config
         image = to_float(batch["image"])
         coded = self.codec.coded(params, extra, image, batch["position"], rng, step, train)
         recon = self.codec.apply_decoder(params, coded.z_BhwZ)
-        extra = dict(coded.extra)
-        total, metrics = reconstruction_loss(
-            config.loss, image, recon, (frozen["perceptual"], self._pools)
-        )
-        total += coded.loss
-        metrics |= coded.metrics
+        total, metrics = self.losses.reconstruction(frozen, image, recon)
+        players = self.losses.players(params, dict(coded.extra), image, recon, step, train)
+        total += coded.loss + players.generator + players.discriminator
+        metrics |= coded.metrics | players.metrics
         metrics["psnr"] = psnr(jnp.clip(recon, -1, 1), image).mean()
-        if self.discriminator:
-            apply_d = lambda p, x: self.discriminator.apply({"params": p}, x)
-            adversarial, lecam, more = adversarial_loss(
-                config.loss,
-                apply_d,
-                params["discriminator"],
-                extra.get("lecam", {}),
-                image,
-                recon,
-                step,
-                train,
-            )
-            total += adversarial
-            metrics |= more
-            if lecam:
-                extra["lecam"] = lecam
-        return total, (metrics, extra)
+        return total, (metrics, players.extra)
 
     def train_flops_per_row(self) -> float:
         """Three times the codec's forward pass; the discriminator's share is not in it."""

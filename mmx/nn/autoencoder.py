@@ -1,4 +1,4 @@
-"""The image tokenizer's networks: encoder, decoder, discriminators. Convolutions only.
+"""An image autoencoder's networks, as the tokenizers have them. Convolutions only.
 
 Muse (arXiv 2301.00704 sec. 2.2, table 5) fixes: no attention, base width 128, two residual blocks a
 resolution, 8192 codes, f = 16 at 256 pixels and 8 at 512. What it leaves open follows MaskGIT
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmx.core.errors import choose
 from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
+from mmx.nn.dtypes import DTYPES
 from mmx.nn.linear import Dense
 
 LOG_VAR_START = -6.0  # ours
@@ -149,69 +151,34 @@ class Decoder(nn.Module):
         return image.astype(jnp.float32)
 
 
-class PatchDiscriminator(nn.Module):
-    """A map of logits, each judging one patch (arXiv 1611.07004 sec. 3.2.2, 2012.09841)."""
+def make_networks(config, code_dim: int, posterior: bool = False) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder by ``config.model`` and ``config.dtype``.
 
-    channels: int
-    levels: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        """[B, H, W, 3] -> logits float32 [B, h, w]."""
-        x = image_BHWC
-        for level in range(self.levels):
-            names = ("pixels" if level == 0 else "conv_in", "conv_out")
-            width = self.channels * 2 ** min(level, 3)
-            x = Conv(width, 3, level == 0, names, self.dtype, name=f"conv_{level}")(x)
-            if level > 0:
-                x = NORMS["group"](dtype=self.dtype, name=f"norm_{level}")(x)
-            x = _blur_down(jax.nn.leaky_relu(x, 0.2))
-        x = Conv(1, 3, True, ("conv_in", "pixels"), self.dtype, name="out")(x)
-        return x[..., 0].astype(jnp.float32)
-
-
-class StyleDiscriminator(nn.Module):
-    """One logit an image: residual blocks, blurred down-sampling (arXiv 1912.04958, as MaskGIT)."""
-
-    channels: int
-    levels: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        """[B, H, W, 3] -> logits float32 [B]."""
-
-        def conv(width, size, x, name, names=("conv_in", "conv_out"), bias=True):
-            return Conv(width, size, bias, names, self.dtype, name=name)(x)
-
-        act = lambda x: jax.nn.leaky_relu(x, 0.2)
-        x = act(conv(self.channels, 3, image_BHWC, "stem", ("pixels", "conv_out")))
-        for level in range(self.levels):
-            width = self.channels * 2 ** min(level + 1, 3)
-            h = act(conv(x.shape[-1], 3, x, f"level_{level}_conv_0"))
-            h = act(conv(width, 3, _blur_down(h), f"level_{level}_conv_1"))
-            shortcut = conv(width, 1, _blur_down(x), f"level_{level}_shortcut", bias=False)
-            x = (shortcut + h) * 2**-0.5
-        x = act(conv(x.shape[-1], 3, x, "last"))
-        # Averaged over the grid, not flattened, so that any image size works: ours.
-        logit = conv(1, 1, x.mean(axis=(1, 2), keepdims=True), "out", ("conv_in", "pixels"))
-        return logit[:, 0, 0, 0].astype(jnp.float32)
-
-
-DISCRIMINATORS = {"patch": PatchDiscriminator, "style": StyleDiscriminator}
-
-
-def _blur_down(x_BHWC: jax.Array) -> jax.Array:
-    """[1, 3, 3, 1] blur, then every second pixel (arXiv 1904.11486): D's gradient is smooth."""
-    kernel = jnp.asarray([1.0, 3.0, 3.0, 1.0], x_BHWC.dtype) / 8.0
-    C = x_BHWC.shape[-1]
-    window = jnp.broadcast_to((kernel[:, None] * kernel)[:, :, None, None], (4, 4, 1, C))
-    return jax.lax.conv_general_dilated(
-        x_BHWC,
-        window,
-        (2, 2),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=C,
+    Raises:
+      UserError: an unknown dtype or norm.
+    """
+    m = config.model
+    dtype = choose("config.dtype", DTYPES, config.dtype)
+    choose("config.model.norm", NORMS, m.norm)
+    shared = dict(
+        channels=m.channels,
+        multipliers=tuple(m.multipliers),
+        patch=m.patch,
+        norm=m.norm,
+        linear_path=m.linear_path,
+        dtype=dtype,
     )
+    encoder = Encoder(
+        **shared,
+        blocks=m.encoder_blocks,
+        mid_blocks=m.encoder_mid_blocks,
+        code_dim=code_dim,
+        posterior=posterior,
+    )
+    decoder = Decoder(**shared, blocks=m.decoder_blocks, mid_blocks=m.decoder_mid_blocks)
+    return encoder, decoder
+
+
+def latent_scale(model) -> int:
+    """f of ``config.model``: pixels a latent along one side."""
+    return model.patch * 2 ** (len(model.multipliers) - 1)
