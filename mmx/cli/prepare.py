@@ -1,4 +1,4 @@
-"""Make a data set of OpenMoji, scenes, WordNet or your images; add to others what models read."""
+"""Make a data set of emoji, clothes, scenes, glosses or your images; add what models read."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   mmx prepare scenes --config 64      # 58,500 composed scenes with known factors, in minutes
   mmx prepare noto                    # openmoji's concepts, another artist's drawings (by npm)
   mmx prepare wordnet                 # 117,659 glosses, text alone (by apt)
+  mmx prepare fashion_mnist           # 70,000 clothes of ten kinds at 32 pixels (by apt)
   mmx prepare folder ~/photos --name photos --size 256
   mmx prepare folder ~/photos --name photos --size 256 --skip-bad
   mmx prepare tokenizer tfds:caltech101 --data_dir ~/tensorflow_datasets
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="openmoji | scenes | noto | wordnet | folder | tokenizer | latents | features | lm",
+        metavar="openmoji | scenes | noto | wordnet | fashion_mnist | folder | tokenizer | "
+        "latents | features | lm",
     )
 
     openmoji = kinds.add_parser(
@@ -65,11 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wordnet = kinds.add_parser(
         "wordnet", help="the glosses of WordNet 3.0, text without pictures", epilog=EXAMPLES
     )
-    wordnet.add_argument(
-        "--package",
-        metavar="FILE.deb",
-        help="of `apt-get download` on another machine (default: download)",
+    clothes = kinds.add_parser(
+        "fashion_mnist", help="the ten kinds of clothes of Fashion-MNIST", epilog=EXAMPLES
     )
+    for kind in (wordnet, clothes):
+        kind.add_argument(
+            "--package",
+            metavar="FILE.deb",
+            help="of `apt-get download` on another machine (default: download)",
+        )
 
     folder = kinds.add_parser("folder", help="your own images", epilog=EXAMPLES)
     folder.add_argument("folder", metavar="DIR", help="searched with its subfolders")
@@ -125,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     lm.add_argument("--gguf", metavar="FILE", help="to read instead, of any other name")
 
-    for kind in (openmoji, scenes, noto, wordnet, folder, tokenizer, latents, features, lm):
+    for kind in kinds.choices.values():
         kind.add_argument(
             "--data_dir",
             help="where data sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
@@ -150,11 +156,12 @@ def run(args: argparse.Namespace) -> int:
         _report("tfds:noto/64", args.data_dir, directory, built)
         return 0
 
-    if args.kind == "wordnet":
-        from mmx.data import wordnet
+    if args.kind in ("wordnet", "fashion_mnist"):
+        from mmx.data import fashion_mnist, wordnet
 
-        directory, built = wordnet.prepare(args.data_dir, args.package)
-        _report("tfds:wordnet", args.data_dir, directory, built)
+        made = {"wordnet": wordnet, "fashion_mnist": fashion_mnist}[args.kind]
+        directory, built = made.prepare(args.data_dir, args.package)
+        _report(f"tfds:{args.kind}", args.data_dir, directory, built)
         return 0
 
     if args.kind == "tokenizer":

@@ -39,6 +39,7 @@ OURS = {
     "scenes": ("mmx prepare scenes --config {}", "64"),
     "noto": ("mmx prepare noto", "64"),
     "wordnet": ("mmx prepare wordnet", ""),
+    "fashion_mnist": ("mmx prepare fashion_mnist", ""),
 }
 LATENTS = "latents"  # the feature and the record that mmx.data.latents adds to a data set
 _VIEWS = ("edits", "series")  # of a data set, see mmx.data.views

@@ -4,16 +4,12 @@ An example is a synset: ``text`` is its gloss, the definition and the example se
 it in quotes, as WordNet has it; beside it the first of its words, its part of speech and its number
 there. Splits are by definition: one that two synsets share is on one side.
 
-The glosses come from Debian's package `wordnet-base`, which apt downloads and which is read as an
-archive: nothing is installed. ``mmx prepare wordnet`` does it.
+The glosses come from Debian's package `wordnet-base`, see `mmx.data.debian`. ``mmx prepare
+wordnet`` does it.
 """
 
 import hashlib
-import io
 import re
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mmx.core.errors import UserError
-from mmx.data import build
+from mmx.data import build, debian
 
 ATTRIBUTION = "WordNet 3.0, Copyright 2006 by Princeton University"
 VERSION = "1.0.0"
@@ -116,55 +112,21 @@ def parse(part: str, data: str) -> list[Synset]:
     return found
 
 
-def read_package(data: bytes) -> list[Synset]:
-    """The synsets of the package's archive.
+def read_package(package: str | Path | None) -> list[Synset]:
+    """The synsets of the package.
+
+    Args:
+      package: as of :func:`prepare`.
 
     Raises:
-      UserError: it is not the archive that we know.
+      UserError: it is not there, or not the package that we know.
     """
-    try:
-        with tarfile.open(fileobj=io.BytesIO(_member(data, "data.tar"))) as archive:
-            files = [archive.extractfile(_FILE.format(part)).read() for part in _PARTS]
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise UserError(f"{PACKAGE}: cannot be read as that package ({error})") from error
+    names = [_FILE.format(part) for part in _PARTS]
+    files = debian.read(PACKAGE, package, names)
     if (digest := hashlib.sha256(b"".join(files)).hexdigest()) != SHA256:
         raise UserError(f"{PACKAGE}: sha256 {digest} of its glosses, expected {SHA256}")
     texts = [file.decode("latin-1") for file in files]
     return [synset for part, text in zip(_PARTS, texts) for synset in parse(part, text)]
-
-
-def _member(data: bytes, name: str) -> bytes:
-    """Of a Debian package, an ar archive, the member whose name begins so."""
-    at = len(b"!<arch>\n")
-    while at < len(data):
-        header = data[at : at + 60].decode("latin-1")
-        size, at = int(header[48:58]), at + 60
-        if header.startswith(name):
-            return data[at : at + size]
-        at += size + size % 2
-    raise ValueError(f"no {name}")
-
-
-def download() -> bytes:
-    """The package, by apt.
-
-    Raises:
-      UserError: apt is not there, or cannot download it.
-    """
-    elsewhere = "take the file from another machine or packages.debian.org: --package FILE.deb"
-    with tempfile.TemporaryDirectory(prefix="mmx-") as folder:
-        command = ["apt-get", "download", PACKAGE]
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise UserError(f"{PACKAGE}: apt-get is not installed; {elsewhere}") from None
-        found = sorted(Path(folder).glob("*.deb"))
-        if done.returncode or not found:
-            reason = (done.stderr.strip() or "no file came").splitlines()[-1]
-            raise UserError(
-                f"{PACKAGE}: not downloaded ({reason}); run `apt-get update`, or {elsewhere}"
-            )
-        return found[0].read_bytes()
 
 
 def prepare(data_dir: str | Path | None = None, package: str | None = None) -> tuple[Path, bool]:
@@ -184,9 +146,7 @@ def prepare(data_dir: str | Path | None = None, package: str | None = None) -> t
     relative = f"{Wordnet.name}/{VERSION}"
     if build.is_prepared(root / relative):
         return root / relative, False
-    if package is not None and not Path(package).is_file():
-        raise UserError(f"--package={package}: no such file")
-    synsets = read_package(download() if package is None else Path(package).read_bytes())
+    synsets = read_package(package)
     built = build.build(
         root,
         relative,

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import json
 import subprocess
 import tarfile
 
@@ -27,6 +28,20 @@ def chosen():
     return some | {"train": [*some["train"], heart]}
 
 
+def table(chosen):
+    """As the package has it: the tones of an emoji below it."""
+    listed = {}
+    for entry in itertools.chain(*chosen.values()):
+        untoned = {"category": f"of {entry.base}", "subcategory": "sub", "skin_variations": {}}
+        row = listed.setdefault(entry.base, untoned)
+        points = entry.codepoints + ("-FE0F" if entry.caption == "red heart" else "")
+        if entry.untoned:
+            row["unified"] = points
+        else:
+            row["skin_variations"][points] = {"unified": points}
+    return [{"unified": "0", **row} for row in listed.values()]
+
+
 @pytest.fixture(scope="module")
 def archive(chosen, tmp_path_factory):
     """As `npm pack` writes it: a red square on nothing for each drawing, and what is not one."""
@@ -42,7 +57,7 @@ def archive(chosen, tmp_path_factory):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
 
-        add("package/emoji.json", b"{}")
+        add("package/emoji.json", json.dumps(table(chosen)).encode())
         add("package/img/google/64/ffff.png", b"not a picture, nor one of OpenMoji")
         for entry in itertools.chain(*chosen.values()):
             points = entry.codepoints.lower() + ("-fe0f" if entry.caption == "red heart" else "")
@@ -66,6 +81,7 @@ def test_what_is_built(chosen, archive, tmp_path, monkeypatch, capsys):
             assert example["text"] == entry.caption
             for key in ("concept", "gender", "skin_tone", "untoned", "is_flag"):
                 assert example[key] == getattr(entry, key)
+            assert (example["group"], example["subgroup"]) == (f"of {entry.base}", "sub")
             assert (example["image"][0, 0] == 255).all() and (example["image"][32, 32] == RED).all()
 
 
