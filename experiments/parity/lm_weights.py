@@ -1,12 +1,15 @@
-"""Weights by a rule, so that a golden of a language model needs to hold none of them.
+"""Weights by a rule, so that a golden of a model of texts needs to hold none of them.
 
 The script that runs `transformers` and the tests both draw them here.
 """
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
@@ -15,6 +18,15 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     Vectors (norms, biases) are far from their start, matrices keep the size of what they multiply.
     """
     return {name: _one(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def lay_down(golden: Path, folder: Path) -> None:
+    """A published model: a golden's JSON files, and the weights that its tensors.json names."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text((golden / name).read_text())
+    shapes = json.loads((golden / "tensors.json").read_text())
+    save_file(weights(shapes), folder / "model.safetensors")
 
 
 def _one(name: str, shape: tuple[int, ...]) -> np.ndarray:

