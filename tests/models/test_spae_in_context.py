@@ -1,0 +1,463 @@
+"""Images by a frozen language model's prompts: noise, segments, prompts, tasks, what is drawn."""
+
+import functools
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmx.core.errors import UserError
+from mmx.core.rng import base_key
+from mmx.eval.images import psnr
+from mmx.models.language_model import FrozenLM, Sampling
+from mmx.models.spae.in_context import pictures
+from mmx.models.spae.in_context.conditions import TASKS, Picture, nearest_captions
+from mmx.models.spae.in_context.drawing import draw
+from mmx.models.spae.in_context.noise import SCHEDULES, falling, make_noise
+from mmx.models.spae.in_context.prompts import Pair, Prompter, Request, Template
+from mmx.models.spae.in_context.requests import pose
+from mmx.models.spae.in_context.segments import (
+    Segment,
+    Window,
+    asked_words,
+    places,
+    segment_plan,
+)  # fmt: skip
+from mmx.nn.causal_lm import Architecture, CausalLM
+from mmx.nn.rope import Rope
+from mmx.ops.pyramid import Pyramid
+
+KEY = base_key(3)
+RNG = np.random.default_rng(0)
+SMALL = Pyramid((1, 2, 4, 4))  # 1, 5, 21, 37 words
+DEMO = Pyramid((1, 2, 4, 8, 8))
+ROWS, FIRST_ID, LM_V = 50, 7, 64  # words, the id of the first of them, ids of the language model
+
+
+class Words:
+    """A vocabulary: rows lie backwards among the ids, so that one is never taken for the other."""
+
+    def __len__(self):
+        return ROWS
+
+    def lm_ids(self, rows):
+        assert np.all((np.asarray(rows) >= 0) & (np.asarray(rows) < ROWS))
+        return (FIRST_ID + ROWS - 1 - np.asarray(rows)).astype(np.int32)
+
+    rows = lambda self, ids: FIRST_ID + ROWS - 1 - np.asarray(ids)
+
+    def allow(self, lm_vocab_size):
+        return np.isin(np.arange(lm_vocab_size), self.lm_ids(np.arange(ROWS)))
+
+
+class Tokens:
+    """A tokenizer of few pieces."""
+
+    start_ids = (60,)
+
+    def encode(self, text):
+        if text[0] == "n":
+            return [61] * int(text[1:])
+        return {"in": [2], "out": [3], "end": [4]}.get(text, [5, 6])
+
+
+TEMPLATE, WINDOW = Template("n{count}", "in", "out", "end"), Window(2, 3)
+
+
+def prompter():
+    return Prompter(Tokens(), Words(), SMALL, WINDOW, TEMPLATE)
+
+
+def some_words(*shape):
+    return RNG.integers(0, ROWS, shape).astype(np.int32)
+
+
+def a_request(supports=3):
+    pairs = [Pair(some_words(37), some_words(37)) for _ in range(supports)]
+    return Request(pairs, some_words(37), some_words(37))
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_schedules_are_those_of_the_sources():
+    v2l = [0.50, 0.47, 0.44, 0.41, 0.38, 0.35, 0.32, 0.29, 0.26, 0.23]
+    np.testing.assert_allclose(falling(SCHEDULES["v2l"], 10), v2l, atol=1e-12)
+    spae = falling(SCHEDULES["spae"], 4)
+    np.testing.assert_allclose(spae, [0.5, 0.4, 0.3, 0.2], atol=1e-12)
+
+
+def test_noise_hits_the_exact_share_of_the_lower_words_alone():
+    ratios = (0.5, 0.23, 0.0, 1.0)
+    noise = make_noise(KEY, ratios, num_words=149, kept=21, num_rows=10**6)
+    given, wanted = some_words(149), some_words(4, 149)
+    for clean, noisy in ((given, noise.apply(given)), (wanted, noise.apply(wanted))):
+        changed = noisy != clean
+        assert changed.sum(1).tolist() == [64, 29, 0, 128]  # of 128: 29.44 is rounded
+        np.testing.assert_array_equal(changed, noise.is_hit_NT)  # so both at the same places
+        assert not changed[:, :21].any()
+    np.testing.assert_array_equal(noise.apply(given)[3, 21:], noise.apply(wanted)[3, 21:])
+    masked = make_noise(KEY, ratios, 149, 21, ROWS, mask_word=9)
+    np.testing.assert_array_equal(masked.is_hit_NT, noise.is_hit_NT)
+    assert (masked.apply(given)[masked.is_hit_NT] == 9).all()
+
+
+def test_noise_is_even_over_places_and_words():
+    """2,000 examples, 6 of 12 places each: counts have the law of draws without a favourite."""
+    noise = make_noise(KEY, [0.5] * 2000, num_words=12, kept=0, num_rows=20)
+    by_place = noise.is_hit_NT.sum(0)
+    assert abs(by_place - 1000).max() < 4.5 * 500**0.5  # binomial(2000, 1/2)
+    together = (noise.is_hit_NT[:, 0] & noise.is_hit_NT[:, 1]).mean()
+    assert abs(together - 5 / 22) < 4.5 * (5 / 22 * 17 / 22 / 2000) ** 0.5
+    counts = np.bincount(noise.words_NT[noise.is_hit_NT], minlength=20)
+    assert ((counts - 600) ** 2 / 600).sum() < 50.8  # chi-square of 19 degrees, p = 1e-4
+
+
+def test_noise_of_an_example_is_a_function_of_key_and_number():
+    draw_noise = lambda key, n: make_noise(key, falling((0.5, 0.5), n), 37, 5, ROWS)
+    three, five, other = draw_noise(KEY, 3), draw_noise(KEY, 5), draw_noise(base_key(4), 3)
+    for few, many, else_ in zip(three, five, other):
+        np.testing.assert_array_equal(few, many[:3])
+        assert (few != else_).any() and (few[0] != few[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "mask_word", "told"), [((0.1, 1.2), None, "1.2"), ((0.1,), 50, "0..49")]
+)
+def test_bad_noise_is_refused(ratios, mask_word, told):
+    with pytest.raises(UserError, match=told):
+        make_noise(KEY, ratios, 37, 5, ROWS, mask_word)
+
+
+# ---------------------------------------------------------------- segments
+
+
+@pytest.mark.parametrize("block", [1, 5, 16, 32, 1000])
+@pytest.mark.parametrize("pyramid", [SMALL, DEMO, Pyramid((4,)), Pyramid()])
+def test_a_plan_has_every_word_once_in_order(pyramid, block):
+    for is_asked in (None, RNG.random(pyramid.ends[-1]) < 0.4, RNG.random(pyramid.ends[-1]) < 2):
+        plan = segment_plan(pyramid, block, is_asked)
+        written = [place for s in plan for place in places(pyramid, s, Window())[2]]
+        wanted = range(pyramid.ends[-1]) if is_asked is None else np.flatnonzero(is_asked)
+        assert written == list(wanted)
+        assert max(segment.length for segment in plan) <= block
+        if is_asked is None:  # a layer that fits is written whole, others in few blocks
+            assert len(plan) == sum(-(-(side**2) // block) for side in pyramid.sides)
+
+
+def test_the_plan_of_the_demo():
+    plan = [(0, 0, 1), (1, 0, 4), (2, 0, 16), (3, 0, 32), (3, 32, 32), (4, 0, 32), (4, 32, 32)]
+    assert segment_plan(DEMO, 32) == plan
+    middle = segment_plan(DEMO, 32, asked_words(DEMO, pictures.centre(8)))
+    rows = [(layer, 8 * row + 2, 4) for layer in (3, 4) for row in (2, 3, 4, 5)]
+    assert middle == [(0, 0, 1), (1, 0, 1), (2, 5, 2), (2, 9, 2), *rows]
+    with pytest.raises(UserError, match="at least 1"):
+        segment_plan(DEMO, 0)
+    with pytest.raises(UserError, match="no word"):
+        segment_plan(DEMO, 8, np.zeros(149, bool))
+
+
+def test_words_asked_for_are_those_of_the_cells():
+    is_asked_hw = RNG.random((8, 8)) < 0.5
+    wanted = []
+    for side in DEMO.sides:
+        step = 8 // side
+        for i in range(side):
+            wanted += [is_asked_hw[step * i + step // 2, step * j + step // 2] for j in range(side)]
+    assert asked_words(DEMO, is_asked_hw).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("segment", "window", "given", "before"),
+    [
+        (Segment(0, 0, 1), Window(2, 3), [0, 1, 2, 3, 4], []),
+        (Segment(1, 2, 2), Window(2, 1), [0, 1, 2, 3, 4], [0, 1, 2]),
+        (Segment(2, 4, 2), Window(1, 3), [0, 9, 10], [0, 6, 7, 8]),
+        (Segment(3, 0, 2), Window(2, 0), [0, 1, 2, 3, 4, 21, 22], [0, 1, 2, 3, 4]),
+        (Segment(3, 0, 2), Window(0, 2), [21, 22], [19, 20]),
+        (Segment(2, 1, 2), Window(2, 9), [0, 1, 2, 3, 4, 6, 7], [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_what_a_segment_shows(segment, window, given, before):
+    begin = (0, *SMALL.ends)[segment.layer] + segment.start
+    own = list(range(begin, begin + segment.length))
+    assert places(SMALL, segment, window) == (given, before, own)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def test_a_prompt_by_hand():
+    """Ids of pieces and words alone, in order; words of the segment itself only of the examples."""
+    ids = lambda words: Words().lm_ids(words).tolist()
+    pairs = [Pair(some_words(37), some_words(37)), Pair("a", some_words(37))]
+    given, words = some_words(37), some_words(37)
+    made = prompter().prompt(Request(pairs, given, words), Segment(2, 4, 2), words)
+    shown, before = [0, 1, 2, 3, 4, 9, 10], [0, 1, 2, 3, 4, 6, 7, 8]
+    wanted = [60, 61, 61, 2, *ids(pairs[0].given[shown])]
+    wanted += [3, *ids(pairs[0].wanted_T[[*before, 9, 10]]), 4]
+    wanted += [2, 5, 6, 3, *ids(pairs[1].wanted_T[[*before, 9, 10]]), 4]
+    assert made == [*wanted, 2, *ids(given[shown]), 3, *ids(words[before])]
+
+
+def test_a_changed_support_changes_what_comes_after_it_alone():
+    request, segment = a_request(), Segment(3, 4, 8)
+    whole = prompter().prompt(request, segment, request.known_T)
+    for number, pair in enumerate(request.supports):
+        supports = list(request.supports)
+        supports[number] = Pair(pair.given, (pair.wanted_T + 1) % ROWS)
+        changed = prompter().prompt(request._replace(supports=supports), segment, request.known_T)
+        differs = np.flatnonzero(np.array(whole) != changed)
+        first = prompter().prompt(
+            Request(request.supports[:number], pair.given, pair.wanted_T), segment, pair.wanted_T
+        )
+        words = len(places(SMALL, segment, WINDOW)[1]) + segment.length
+        begin = len(first) - (words - segment.length)
+        assert differs.tolist() == list(range(begin, begin + words))
+
+
+# ---------------------------------------------------------------- drawing
+
+SIDE = 16
+
+
+def to_words(images):
+    """Greys of cells in 50 steps, each layer at its cells: a codec without weights."""
+    images = np.asarray(images)
+    cells = images.reshape(len(images), 4, 4, 4, 4, 3).mean((2, 4, 5))
+    words = (cells * ROWS / 256).astype(np.int32)
+    at = [SMALL.cells(layer) for layer in range(4)]
+    return np.concatenate([words[:, a, a].reshape(len(images), -1) for a in at], 1)
+
+
+def from_words(words):
+    grey = (np.asarray(words)[:, -16:].reshape(-1, 4, 4) + 0.5) * (256 / ROWS)
+    image = np.kron(grey, np.ones((4, 4)))[..., None] / 127.5 - 1
+    return np.repeat(image, 3, -1).astype(np.float32)
+
+
+class Oracle:
+    """Writes what a function of (its number, prompt, how many) says; nothing is computed."""
+
+    arch = SimpleNamespace(vocab_size=LM_V, context=10**6)
+
+    def __init__(self, answer):
+        self.answer, self.calls = answer, 0
+
+    def generate(self, prompts, max_new, key, allow, first_row=0):
+        self.calls += 1
+        assert allow.sum() == ROWS
+        rows = enumerate(prompts, first_row)
+        return [SimpleNamespace(ids=self.answer(b, prompt, max_new)) for b, prompt in rows]
+
+
+def last_output(number, prompt, count):
+    """The end of the last example's output, which "end" follows, before the query's input."""
+    end = len(prompt) - 1 - prompt[::-1].index(4)
+    return prompt[end - count : end]
+
+
+def run(lm, requests, plan, **more):
+    *_, (done, words_BT) = draw(lm, prompter(), requests, plan, KEY, **more)
+    assert done == len(plan)
+    return words_BT
+
+
+def picture(caption="red cat"):
+    return Picture(caption, RNG.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+
+
+def posed(name):
+    """(a task's episode of three examples, in words too)."""
+    pool = [picture(f"blue dog {i}") for i in range(5)]
+    episode = TASKS[name].make(picture(), pool, 3, SMALL.grid)
+    return episode, pose([episode], SMALL, to_words)[0]
+
+
+CLEAN = make_noise(KEY, [0.0] * 3, 37, 5, ROWS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_truth_has_the_codecs_error_and_its_copy_too(name):
+    """An oracle that knows, and where the examples are the query's own picture one that copies."""
+    episode, task = posed(name)
+    request = task.request(CLEAN, wrong=False)
+    plan = segment_plan(SMALL, 6, task.is_asked_T)
+    begins = iter(places(SMALL, segment, Window())[2] for segment in plan)
+    truth = Oracle(lambda *_: Words().lm_ids(task.query.wanted_T[next(begins)]))
+    known = np.where(task.is_asked_T, task.query.wanted_T, request.known_T)
+    drawn = run(truth, [request], plan)
+    np.testing.assert_array_equal(drawn[0], known)
+    assert truth.calls == len(plan)
+    if task.is_asked_T.all():
+        image = episode.query.wanted[None]
+        codec = psnr(image, from_words(to_words(image)))
+        assert 5 < codec[0] < 50 and psnr(image, from_words(drawn)) == codec
+    copied = run(Oracle(last_output), [request], plan)[0]
+    own = name in ("rotate", "shift", "deblur", "inpaint", "outpaint")
+    assert (copied == known).all() == own
+    np.testing.assert_array_equal(
+        copied, np.where(task.is_asked_T, task.supports[-1].wanted_T, request.known_T)
+    )
+    wrong = run(Oracle(last_output), [task.request(CLEAN, wrong=True)], plan)[0]
+    assert (wrong != known).any()
+
+
+def test_a_segment_is_asked_for_with_what_was_written_before():
+    """An oracle that counts on from the last word it reads writes an ascending row."""
+    plan = segment_plan(SMALL, 6)
+    request = a_request()
+
+    def count_on(number, prompt, count):
+        last = Words().rows(prompt[-1]) if prompt[-1] != 3 else ROWS - 1
+        return Words().lm_ids((last + 1 + np.arange(count)) % ROWS)
+
+    np.testing.assert_array_equal(run(Oracle(count_on), [request] * 2, plan), [range(37)] * 2)
+
+
+@functools.cache
+def random_lm():
+    arch = Architecture(
+        vocab_size=LM_V, width=16, depth=1, heads=2, kv_heads=1, head_size=8, mlp=16, context=128,
+        eps=1e-5, windows=(0,), ropes=(Rope(),), query_scale=0.5,
+    )  # fmt: skip
+    shapes = jax.eval_shape(CausalLM(arch).init, KEY, jnp.zeros((1, 1), int))
+    rng = np.random.default_rng(1)
+    fill = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    return FrozenLM(arch, jax.tree.map(fill, nn.unbox(shapes)["params"]))
+
+
+def test_all_that_is_drawn_is_of_the_vocabulary_and_of_its_image_alone():
+    """A random language model, to which other ids are as likely; taken up again and alone it draws
+    the same."""
+    requests = [a_request(1) for _ in range(3)]
+    plan = segment_plan(SMALL, 16)
+    options = dict(sampling=Sampling(temperature=1.0))
+    steps = list(draw(random_lm(), prompter(), requests, plan, KEY, **options))
+    words_BT = steps[-1][1]
+    assert words_BT.min() >= 0 and words_BT.max() < ROWS and len(np.unique(words_BT)) > 25
+    assert [done for done, _ in steps] == [1, 2, 3, 4]
+    for segment, (_, then) in zip(plan, steps):
+        end = SMALL.ends[segment.layer]
+        np.testing.assert_array_equal(then[:, :end], words_BT[:, :end])
+    again = run(random_lm(), requests, plan, words_BT=steps[1][1], done=2, **options)
+    np.testing.assert_array_equal(again, words_BT)
+    others = [requests[2], requests[0], requests[1]]
+    moved = run(random_lm(), others, plan, first_row=2, **options)
+    np.testing.assert_array_equal(moved[0], words_BT[2])
+    assert (moved[1] != words_BT[0]).any()
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_computed():
+    lm = Oracle(last_output)
+    plan = segment_plan(SMALL, 16)
+    longest = len(prompter().prompt(a_request(), plan[-1], some_words(37))) + 16
+    lm.arch = SimpleNamespace(vocab_size=LM_V, context=longest)
+    draw(lm, prompter(), [a_request()], plan, KEY)
+    lm.arch.context -= 1
+    told = rf"layer 4, words 0-15: a prompt of {longest - 16} ids \(3 examples\).* {longest - 1};"
+    with pytest.raises(UserError, match=told):
+        draw(lm, prompter(), [a_request()], plan, KEY)
+    assert lm.calls == 0
+
+
+# ---------------------------------------------------------------- pictures and tasks
+
+
+def test_pictures_by_hand():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    np.testing.assert_array_equal(pictures.rotate(image)[0, :, 0], image[:, 3, 0])
+    np.testing.assert_array_equal(pictures.rotate(image)[:, 0, 0], image[0, ::-1, 0])
+    np.testing.assert_array_equal(pictures.shift(image, 1)[1:, 1:], image[:3, :3])
+    np.testing.assert_array_equal(pictures.shift(image, 1)[0, 1:], image[3, :3])
+    point = np.zeros((5, 5, 3), np.uint8)
+    point[2, 2] = 90
+    blurred = np.zeros((5, 5))
+    blurred[1:4, 1:4] = 10
+    np.testing.assert_array_equal(pictures.blur(point, 1)[..., 1], blurred)
+    np.testing.assert_array_equal(
+        pictures.blur(np.full_like(point, 77), 2), np.full_like(point, 77)
+    )
+    corner = np.zeros((5, 5, 3), np.uint8)
+    corner[0, 0] = 90
+    assert pictures.blur(corner, 1)[0, 0, 0] == 40  # 4 of 9, as the border goes on
+    values = np.array([[[0, 1, 3], [100, 200, 255]]], np.uint8)
+    assert pictures.brighten(values, 50).tolist() == [[[0, 1, 2], [50, 100, 128]]]
+    assert pictures.brighten(values, 130).tolist() == [[[0, 1, 4], [130, 255, 255]]]
+    other = np.array([[[255, 3, 3], [100, 0, 0]]], np.uint8)
+    assert pictures.blend(values, other, 25).tolist() == [[[64, 2, 3], [100, 150, 191]]]
+    hidden = pictures.hide(image, np.array([[True, False], [False, False]]))
+    assert (hidden[:2, :2] == 128).all() and (hidden[2:] == image[2:]).all()
+    assert (hidden[:2, 2:] == image[:2, 2:]).all()
+    assert pictures.centre(8).sum() == 16 and pictures.centre(8)[2:6, 2:6].all()
+    assert pictures.lower_half(4).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
+
+
+def test_the_nearest_captions_come_last():
+    pool = [Picture(c, None) for c in ("blue dog", "red cat", "Red heart on fire", "green heart")]
+    near = [p.caption for p in nearest_captions("red heart", pool, 3)]
+    assert (
+        near == ["red cat", "green heart", "Red heart on fire"][::1] or near[-1] == pool[2].caption
+    )
+    assert near == ["green heart", "red cat", "Red heart on fire"]
+
+
+def test_what_the_tasks_show_and_ask():
+    own, pool = picture(), [picture(f"dog {i}") for i in range(4)]
+    make = lambda name: TASKS[name].make(own, pool, 4, 4)
+    for name in TASKS:
+        episode = make(name)
+        assert len(episode.supports) == len(episode.wrong) == 4
+        assert all((w != s.wanted).any() for w, s in zip(episode.wrong, episode.supports))
+        if name not in ("brighten", "interpolate"):
+            np.testing.assert_array_equal(episode.query.wanted, own.image)
+    bright = make("brighten")
+    assert [s.given for s in bright.supports] == ["40%", "100%", "55%", "85%"]
+    assert bright.query.given == "70%"
+    np.testing.assert_array_equal(bright.query.wanted, pictures.brighten(own.image, 70))
+    between = make("interpolate")
+    assert [s.given[:3] for s in between.supports] == ["100", "0% ", "75%", "25%"]
+    assert between.query.given == "50% red cat, 50% dog 0"
+    half = pictures.blend(own.image, pool[0].image, 50)
+    np.testing.assert_array_equal(between.query.wanted, half)
+    np.testing.assert_array_equal(make("rotate").query.given, np.rot90(own.image))
+    np.testing.assert_array_equal(make("rotate_others").supports[1].wanted, pool[1].image)
+    np.testing.assert_array_equal(make("shift").query.given[8:, 8:], own.image[:8, :8])
+    for name, shown in (("inpaint", 12), ("outpaint", 8)):
+        episode = make(name)
+        same = (episode.query.given == own.image).reshape(4, 4, 4, 4, 3).all((1, 3, 4))
+        np.testing.assert_array_equal(same, ~episode.is_asked_hw)
+        assert same.sum() == shown
+    with pytest.raises(UserError, match="there are 4"):
+        TASKS["rotate"].make(own, pool, 5, 4)
+
+
+def test_requests_have_the_noise_on_both_sides_and_their_controls():
+    _, task = posed("rotate")
+    noise = make_noise(KEY, [0.5, 0.4, 0.3], 37, 5, ROWS)
+    right, wrong = (task.request(noise, wrong=wrong) for wrong in (False, True))
+    for number, (pair, control) in enumerate(zip(right.supports, wrong.supports)):
+        hit = noise.is_hit_NT[number]
+        np.testing.assert_array_equal(pair.given[~hit], task.query.given[~hit])
+        np.testing.assert_array_equal(pair.wanted_T[~hit], task.query.wanted_T[~hit])
+        np.testing.assert_array_equal(pair.given[hit], pair.wanted_T[hit])
+        np.testing.assert_array_equal(pair.given, control.given)
+        np.testing.assert_array_equal(control.wanted_T[~hit], task.wrong_NT[number][~hit])
+    np.testing.assert_array_equal(right.given, task.query.given)  # the query has no noise
+    np.testing.assert_array_equal(task.copied(), task.query.given)
+    _, text = posed("class")
+    assert text.copied() is None and isinstance(text.request(noise, False).supports[0].given, str)
+
+
+def test_the_vote_takes_the_most_frequent_word_the_latest_of_equals():
+    _, task = posed("inpaint")
+    known = np.zeros(37, np.int32)
+    rows = np.stack([known + 1, known + 2, known + 1, known + 3])
+    rows[:, 0] = [1, 2, 3, 4]
+    request = Request([Pair(known, row) for row in rows], known, known + 9)
+    voted = task.voted(request)
+    assert (voted[~task.is_asked_T] == 9).all() and voted[0] == 4
+    assert (voted[1:][task.is_asked_T[1:]] == 1).all() and task.is_asked_T[0]
