@@ -130,6 +130,10 @@ def codepoints(kind: str) -> str:
     return _KINDS[kind][0]
 
 
+def plural(kind: str) -> str:
+    return _KINDS[kind][1]
+
+
 def caption(scene: Scene) -> str:
     """The one caption of a scene: ``"a small dog left of two red hearts on blue"``."""
     if scene.word is not None:
@@ -140,7 +144,7 @@ def caption(scene: Scene) -> str:
 
 
 def _phrase(group: Group) -> str:
-    noun = group.kind if group.count == 1 else _KINDS[group.kind][1]
+    noun = group.kind if group.count == 1 else plural(group.kind)
     words = f"small {noun}" if group.size == "small" else noun
     count = COUNTS[group.count - 1]
     return f"{'an' if count == 'a' and words[0] in 'aeiou' else count} {words}"

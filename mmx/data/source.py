@@ -108,6 +108,7 @@ class Source:
       split: ``"train"``, or a slice such as ``"train[:10%]"``.
       label: (feature, names of its classes) where the data set has one label feature, or one called
         "label"; else None. ``source[i][feature]`` is the number of the class.
+      class_names: label feature -> names of its classes, of all of them.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class Source:
         if self._label_key is not None:
             self._label_name = features[self._label_key].int2str
         key = label_of(features)
-        self.label = None if key is None else (key, tuple(features[key].names))
+        labels = of_type(features, "ClassLabel")
+        self.class_names = {label: tuple(features[label].names) for label in labels}
+        self.label = None if key is None else (key, self.class_names[key])
         self._cache: dict[int, dict[str, Any]] = {}
         self._cached_bytes = 0
 
@@ -199,12 +202,12 @@ class Joined:
       info: of the data set, the same for all parts.
       split: as it was asked for.
       parts: the splits, in order; one that occurs several times is the same object each time.
-      label: as of :class:`Source`.
+      label, class_names: as of :class:`Source`.
     """
 
     def __init__(self, split: str, parts: list[Source]):
         self.info, self.split, self.parts = parts[0].info, split, parts
-        self.label = parts[0].label
+        self.label, self.class_names = parts[0].label, parts[0].class_names
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:

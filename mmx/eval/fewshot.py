@@ -1,0 +1,284 @@
+"""Few-shot episodes answered by a frozen language model that reads the words of their images.
+
+    settings = plan(budgets=(1, 5, 21, 85), words=5, readings=("words", "shuffled"))
+    answers = Answers(file)
+    complete(answers, settings, episodes, ask, lm, room=8192)
+    print(fewshot_scores.table(fewshot_scores.summary(answers, settings, episodes, ...)))
+
+The answers are closed: each candidate is scored whole, and the likeliest is the answer (Frozen's
+and SPAE's are written freely, so that theirs without induction are near 0 and chance is 0; here
+chance is one in `ways` in every column). By the sum of a candidate's log-probabilities, and by
+their mean, which knows no length.
+
+Controls: "shuffled" are the words of the images of an episode, dealt anew among them; "overlap" is
+no language model at all (see :func:`overlap`). What it comes to is `mmx.eval.fewshot_scores`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils.epath import Path
+
+from mmx.core import preemption, storage
+from mmx.core.errors import UserError
+from mmx.core.progress import Progress
+from mmx.data.lm_text import LmTokenizer
+from mmx.eval.episodes import COLUMNS, Column, Episode, supports
+from mmx.eval.prompts import Block, Template, answer_ids, prompt
+
+RULES = ("sum", "mean")
+FEW = Column(True, 1, 0)  # at which token budgets are compared
+_EPISODES = 8  # ours: that are asked at once, and kept at once
+_TOKENS = 4096  # ours: of the prompts that the model reads at once, each padded to the longest
+
+# (role, image) -> words; the role is "shown" or "asked", as the two may be of different data sets.
+Words = Mapping[tuple[str, int], np.ndarray]
+
+
+class Setting(NamedTuple):
+    """What is asked of all episodes at once.
+
+    Attributes:
+      reading: which words of an image are read: "words", "shuffled", "baseline".
+      budget: how many of them, the first.
+      column: how the episode is shown.
+    """
+
+    reading: str
+    budget: int
+    column: Column
+
+    @property
+    def key(self) -> str:
+        return f"{self.reading} {self.budget} {int(self.column.induction)}" + (
+            f" {self.column.shots} {self.column.repeats}"
+        )
+
+
+def plan(budgets: Sequence[int], words: int, readings: Sequence[str]) -> list[Setting]:
+    """All columns at `words` for each reading, and for each one column at the other budgets."""
+    settings = [Setting(r, words, column) for r in readings for column in COLUMNS]
+    for budget in budgets:
+        settings += [Setting(r, budget, FEW) for r in readings if budget != words]
+    return settings
+
+
+# ---------------------------------------------------------------- one episode
+
+
+def deal(words: Words, episode: Episode, seed: int) -> dict[tuple[str, int], np.ndarray]:
+    """The words of an episode's images, dealt anew among them: a uniform permutation.
+
+    What is asked and what is shown keep their answers, so that words tell nothing of those.
+    """
+    images = sorted({("shown", item.image) for round_ in episode.rounds for item in round_})
+    images += sorted({("asked", item.image) for item in episode.queries})
+    order = np.random.default_rng([seed, episode.number, 1]).permutation(len(images))
+    return {image: words[images[other]] for image, other in zip(images, order, strict=True)}
+
+
+class Question(NamedTuple):
+    """One query as a language model is asked it.
+
+    Attributes:
+      prompt: ids.
+      candidates: ids of each.
+    """
+
+    prompt: list[int]
+    candidates: list[list[int]]
+
+
+def questions(
+    episode: Episode,
+    column: Column,
+    words: Words,
+    budget: int,
+    template: Template,
+    tokenizer: LmTokenizer,
+) -> list[Question]:
+    """One a query. Words are ids of the language model."""
+    shown = [
+        Block(words["shown", item.image][:budget], item.question, item.answer)
+        for item in supports(episode, column)
+    ]
+    listed = episode.candidates if column.induction else ()
+    asked = []
+    for item in episode.queries:
+        query = Block(words["asked", item.image][:budget], item.question)
+        candidates = [
+            answer_ids(template, tokenizer, query._replace(answer=answer))
+            for answer in episode.candidates
+        ]
+        asked.append(Question(prompt(template, tokenizer, shown, query, listed), candidates))
+    return asked
+
+
+def overlap(episode: Episode, column: Column, words: Words, budget: int) -> np.ndarray:
+    """float [queries, candidates]: how many of a query's words are those of a candidate's images.
+
+    A bag of words, each image's of weight 1, in which all depths count alike; of two bags the
+    smaller share of each word. A candidate's bag is the mean of its shown images'.
+    """
+    shown = supports(episode, column)
+    out = np.zeros((len(episode.queries), len(episode.candidates)))
+    for c, candidate in enumerate(episode.candidates):
+        some = [_bag(words["shown", i.image][:budget]) for i in shown if i.answer == candidate]
+        for q, query in enumerate(episode.queries):
+            bag = _bag(words["asked", query.image][:budget])
+            mean = {word: sum(other.get(word, 0.0) for other in some) / len(some) for word in bag}
+            out[q, c] = sum(min(share, mean[word]) for word, share in bag.items())
+    return out
+
+
+def spelt(episode: Episode, words: Words, budget: int, read: Callable) -> np.ndarray:
+    """float [queries, candidates]: how many of a query's words stand in a candidate's text.
+
+    For captions, which no shown image shares.
+
+    Args:
+      read: ids -> the words as one reads them.
+    """
+    texts = [set(re.findall(r"\w+", candidate.lower())) for candidate in episode.candidates]
+    seen = [read(words["asked", query.image][:budget]) for query in episode.queries]
+    return np.array([[np.mean([w.lower() in text for w in some]) for text in texts]
+                     for some in seen])  # fmt: skip
+
+
+def _bag(words: np.ndarray) -> dict[int, float]:
+    found, counts = np.unique(np.asarray(words), return_counts=True)
+    return dict(zip(found.tolist(), (counts / counts.sum()).tolist()))
+
+
+# ---------------------------------------------------------------- all episodes
+
+
+class Answers:
+    """What was answered, a line for each query of each setting; whole blocks of episodes.
+
+    A line::
+
+        {"setting": "words 5 1 3 0", "episode": 4, "query": 0, "sum": [-3.1, -2.0], "count": [1, 2]}
+
+    Args:
+      file: JSON lines, which need not be there yet.
+
+    Raises:
+      UserError: a line that is none of ours.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._lines: list[str] = []
+        self._known: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        if file.is_file():
+            for number, text in enumerate(storage.read_text(file).splitlines(), 1):
+                try:
+                    self._add(json.loads(text))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{file}, line {number}: not an answer; delete the file to ask again"
+                    ) from error
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self._known.setdefault((line["setting"], line["episode"]), []).append(line)
+        self._lines.append(json.dumps(line))
+
+    def has(self, setting: Setting, episode: Episode) -> bool:
+        return (setting.key, episode.number) in self._known
+
+    def add(self, setting: Setting, episodes: Sequence[Episode], scores: Sequence[Sequence]):
+        """Of each query of the episodes, one after another, the scores of its candidates."""
+        scores = iter(scores)
+        for episode in episodes:
+            for query in range(len(episode.queries)):
+                row = next(scores)
+                self._add(
+                    {
+                        "setting": setting.key,
+                        "episode": episode.number,
+                        "query": query,
+                        "sum": [score.sum for score in row],
+                        "count": [score.count for score in row],
+                    }
+                )
+        storage.write(self.file, "".join(f"{line}\n" for line in self._lines))
+
+    def scores(self, setting: Setting, episode: Episode, rule: str) -> np.ndarray:
+        """float [queries, candidates] by a rule of `RULES`."""
+        lines = sorted(self._known[setting.key, episode.number], key=lambda line: line["query"])
+        sums = np.array([line["sum"] for line in lines])
+        return sums if rule == "sum" else sums / np.array([line["count"] for line in lines])
+
+
+def complete(
+    answers: Answers,
+    settings: Sequence[Setting],
+    episodes: Sequence[Episode],
+    ask: Callable[[Setting, Episode], list[Question]],
+    lm: Any,
+    room: int,
+) -> None:
+    """Have the language model answer what is not answered yet.
+
+    Prompts of like length are read together, the same ones whether or not this goes on from an
+    earlier call: so the answers are the same, too.
+
+    Args:
+      answers: where they are kept, block by block.
+      ask: of one episode, its questions.
+      lm: a `FrozenLM`, or what has its `score`.
+      room: the most tokens that it reads.
+
+    Raises:
+      UserError: a prompt that it has no room for; nothing was asked then.
+      Interrupted: between two blocks, where `mmx.core.preemption` watches.
+    """
+    blocks = [
+        (setting, episodes[at : at + _EPISODES])
+        for setting in settings
+        for at in range(0, len(episodes), _EPISODES)
+    ]
+    for setting in settings:
+        _check_room(setting, ask(setting, episodes[0]), room)
+    left = [b for b in blocks if not all(answers.has(b[0], episode) for episode in b[1])]
+    progress = Progress(len(blocks), "ask", start=len(blocks) - len(left), every=10)
+    for number, (setting, some) in enumerate(left, len(blocks) - len(left) + 1):
+        preemption.check()
+        asked = [question for episode in some for question in ask(setting, episode)]
+        answers.add(setting, some, score(lm, asked))
+        progress.update(number, f"{setting.reading} ({setting.budget}), {setting.column}")
+    progress.close()
+
+
+def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> None:
+    longest = max(len(q.prompt) + max(map(len, q.candidates)) for q in asked)
+    if longest > room:
+        raise UserError(
+            f"{setting.column} of {setting.budget} words: a prompt of {longest} tokens, but this "
+            f"language model reads {room}; give fewer --words, --budgets or --ways"
+        )
+
+
+def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
+    """Of each question, the scores of its candidates: as many prompts at once as `_TOKENS` hold."""
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
+    out: list[Any] = [None] * len(asked)
+    for some in _batches(order, [len(question.prompt) for question in asked]):
+        rows = lm.score([asked[i].prompt for i in some], [asked[i].candidates for i in some])
+        for i, row in zip(some, rows, strict=True):
+            out[i] = row
+    return out
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in order:  # the longest comes last: it says how long the others are padded
+        if batch and (len(batch) + 1) * lengths[i] > _TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
