@@ -112,12 +112,16 @@ def _resizers() -> dict:
 
 
 def _mobilenet() -> dict:
-    """Torchvision's network, written out: convolution, batch norm, relu6."""
+    """Torchvision's network, written out: convolution, batch norm, relu6.
+
+    In float64: in float32 its own rounding is 8e-6 of the largest feature.
+    """
     import torch
     import torch.nn.functional as F
     from PIL import Image
 
-    tensors = {k: torch.tensor(v) for k, v in inputs.network(mobilenet.plan(), 21).items()}
+    double = lambda v: torch.tensor(v, dtype=torch.float64)
+    tensors = {k: double(v) for k, v in inputs.network(mobilenet.plan(), 21).items()}
 
     def layer(x, conv, norm, stride=1, active=True):
         weight = tensors[f"{conv}.weight"]
@@ -132,9 +136,8 @@ def _mobilenet() -> dict:
         channels = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
         return np.stack([np.asarray(c.resize(to, Image.Resampling.BICUBIC)) for c in channels])
 
-    x = torch.tensor(np.stack([resized(image) for image in inputs.images()]).clip(0, 255)) / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406],
-                                                          [0.229, 0.224, 0.225]))  # fmt: skip
+    x = double(np.stack([resized(image) for image in inputs.images()]).clip(0, 255)) / 255
+    mean, std = (double(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     x = layer((x - mean) / std, "features.0.0", "features.0.1", stride=2)
     number = 0
     for expansion, channels, count, first_stride in (

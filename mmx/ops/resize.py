@@ -57,15 +57,16 @@ RESIZERS = {
 
 
 def resize(image_BHWC: jax.Array, size: int, resizer: str) -> jax.Array:
-    """float32 [B, size, size, C], values of 0..255 clipped there and not rounded.
+    """float32, or float64 of float64, [B, size, size, C]: 0..255, clipped there and not rounded.
 
     Args:
       image_BHWC: [B, H, W, C] of 0..255, any type.
       resizer: of `RESIZERS`, by the names of arXiv 2104.11222.
     """
     H, W = image_BHWC.shape[1:3]
-    rows, columns = (jnp.asarray(RESIZERS[resizer](n, size), jnp.float32) for n in (H, W))
-    x = image_BHWC.astype(jnp.float32)
+    dtype = jnp.result_type(image_BHWC, jnp.float32)
+    rows, columns = (jnp.asarray(RESIZERS[resizer](n, size), dtype) for n in (H, W))
+    x = image_BHWC.astype(dtype)
     x = jnp.einsum("ew,bhwc->bhec", columns, x, precision="highest")
     x = jnp.einsum("ah,bhec->baec", rows, x, precision="highest")
     return x.clip(0, 255)

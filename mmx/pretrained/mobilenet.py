@@ -63,7 +63,7 @@ def convert(tensors: Mapping[str, np.ndarray], file: str) -> dict:
 
 
 def forward(weights: dict, image_u8: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(features [B, 1280], logits [B, 1000]), float32.
+    """(features [B, 1280], logits [B, 1000]), float32; float64 where the arguments are.
 
     Args:
       weights: of :func:`convert`.
