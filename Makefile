@@ -40,6 +40,7 @@ parity: $(PARITY)
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/metrics.py
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/solvers.py
 	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/gguf_files.py
+	@JAX_PLATFORMS=cpu .venv-parity/bin/python experiments/parity/sentence_packages.py
 
 # Keeps data/ and runs/.
 clean:
