@@ -236,9 +236,15 @@ def _has_letters(tokenizer: LmTokenizer, number: int, string: str) -> bool:
     return kinds[:1] == ["L"] and set(kinds) <= {"L", "M"}
 
 
-def _is_found_again(tokenizer: LmTokenizer, number: int, string: str) -> bool:
+@functools.lru_cache(1)
+def _around(tokenizer: LmTokenizer) -> tuple[list[int], list[int]]:
+    """Ids of a word before, and of one after."""
     before = tokenizer.encode("a")
-    after = tokenizer.encode("a a")[len(before) :]
+    return before, tokenizer.encode("a a")[len(before) :]
+
+
+def _is_found_again(tokenizer: LmTokenizer, number: int, string: str) -> bool:
+    before, after = _around(tokenizer)
     at_the_end, between = tokenizer.encode(f"a{string}{string}"), tokenizer.encode(f"a{string} a")
     return at_the_end == [*before, number, number] and between == [*before, number, *after]
 
