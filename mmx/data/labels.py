@@ -29,8 +29,12 @@ def read_labels(source: Source | Joined, field: str | None) -> list[str]:
             f"--label={field}: {source.info.name} has no such field; it has {_fields(source)}"
         )
     names = source.class_names.get(field)
-    values = (example[field] for example in _outlines(source))
-    return [str(names[v] if names else v).replace("_", " ") for v in values]
+    return [str(names[v] if names else v).replace("_", " ") for v in read_values(source, field)]
+
+
+def read_values(source: Source | Joined, field: str) -> list[Any]:
+    """Of each example what one of its fields holds."""
+    return [example[field] for example in _outlines(source)]
 
 
 def lend_labels(
@@ -57,9 +61,8 @@ def lend_labels(
     known: dict[Any, str] = {}
     for split in lender.info.splits:
         lending = open_source(f"tfds:{lender.info.name}", split, data_dir, needs_image=False)
-        things = (example[key] for example in _outlines(lending))
-        known.update(zip(things, read_labels(lending, field), strict=True))
-    return [known.get(example[key]) for example in _outlines(source)]
+        known.update(zip(read_values(lending, key), read_labels(lending, field), strict=True))
+    return [known.get(thing) for thing in read_values(source, key)]
 
 
 def has_field(source: Source | Joined, field: str) -> bool:

@@ -213,13 +213,18 @@ def keep(file: Path, recipe: Mapping[str, Any], episodes: Sequence[Episode]) -> 
         raise UserError(f"{file}: not a file of episodes; delete it or name another --out") from (
             error
         )
+    check_recipe(file, there, recipe)
+    return found
+
+
+def check_recipe(file: Path, there: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raises UserError: what a file was made by is not what is wanted; names what differs."""
     for field in {**there, **recipe}:
         if there.get(field) != recipe.get(field):
             raise UserError(
-                f"{file}: its episodes have {field}={there.get(field)}, not {recipe.get(field)}; "
-                "name another --out"
+                f"{file}: made with {field}={there.get(field)}, not {recipe.get(field)}; name "
+                "another --out"
             )
-    return found
 
 
 def _episode(number, candidates, rounds, queries) -> Episode:

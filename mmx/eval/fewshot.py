@@ -1,7 +1,7 @@
 """Few-shot episodes answered by a frozen language model that reads the words of their images.
 
     settings = plan(budgets=(1, 5, 21, 85), words=5, readings=("words", "shuffled"))
-    answers = Answers(file)
+    answers = Answers(file, recipe)
     complete(answers, settings, episodes, ask, lm, room=8192)
     print(fewshot_scores.table(fewshot_scores.summary(answers, settings, episodes, ...)))
 
@@ -26,12 +26,12 @@ from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
 from mmx.data.lm_text import LmTokenizer
-from mmx.eval.episodes import COLUMNS, Column, Episode, supports
+from mmx.eval.episodes import COLUMNS, Column, Episode, check_recipe, supports
 from mmx.eval.prompts import Block, Template, answer_ids, prompt
 
 RULES = ("sum", "mean")
 FEW = Column(True, 1, 0)  # at which token budgets are compared
-_EPISODES = 8  # ours: that are asked at once, and kept at once
+_EPISODES = 8  # ours: the most that are asked at once, and kept at once
 _TOKENS = 4096  # ours: of the prompts that the model reads at once, each padded to the longest
 
 # (role, image) -> words; the role is "shown" or "asked", as the two may be of different data sets.
@@ -159,26 +159,32 @@ def _bag(words: np.ndarray) -> dict[int, float]:
 class Answers:
     """What was answered, a line for each query of each setting; whole blocks of episodes.
 
-    A line::
+    The first line is the recipe, the others::
 
         {"setting": "words 5 1 3 0", "episode": 4, "query": 0, "sum": [-3.1, -2.0], "count": [1, 2]}
 
     Args:
       file: JSON lines, which need not be there yet.
+      recipe: all that the answers depend on besides their settings and episodes.
 
     Raises:
-      UserError: a line that is none of ours.
+      UserError: a line that is none of ours, or another recipe.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, recipe: Mapping[str, Any]):
         self.file = file
-        self._lines: list[str] = []
+        recipe = json.loads(json.dumps(recipe))
+        self._lines = [json.dumps(recipe)]
         self._known: dict[tuple[str, int], list[dict[str, Any]]] = {}
         if file.is_file():
             for number, text in enumerate(storage.read_text(file).splitlines(), 1):
                 try:
-                    self._add(json.loads(text))
-                except (ValueError, KeyError, TypeError) as error:
+                    line = json.loads(text)
+                    if number == 1:
+                        check_recipe(file, line, recipe)
+                    else:
+                        self._add(line)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(
                         f"{file}, line {number}: not an answer; delete the file to ask again"
                     ) from error
@@ -237,30 +243,35 @@ def complete(
       UserError: a prompt that it has no room for; nothing was asked then.
       Interrupted: between two blocks, where `mmx.core.preemption` watches.
     """
-    blocks = [
-        (setting, episodes[at : at + _EPISODES])
-        for setting in settings
-        for at in range(0, len(episodes), _EPISODES)
-    ]
+    blocks = []  # (setting, episodes, about how many tokens they are)
     for setting in settings:
-        _check_room(setting, ask(setting, episodes[0]), room)
+        tokens = _check_room(setting, ask(setting, episodes[0]), room)
+        size = min(max(1, 2 * _TOKENS // tokens), _EPISODES)
+        for at in range(0, len(episodes), size):
+            some = episodes[at : at + size]
+            blocks.append((setting, some, tokens * len(some)))
     left = [b for b in blocks if not all(answers.has(b[0], episode) for episode in b[1])]
-    progress = Progress(len(blocks), "ask", start=len(blocks) - len(left), every=10)
-    for number, (setting, some) in enumerate(left, len(blocks) - len(left) + 1):
+    total = sum(tokens for *_, tokens in blocks)
+    done = total - sum(tokens for *_, tokens in left)
+    progress = Progress(total, "ask (tokens)", start=done, every=1)
+    for setting, some, tokens in left:
         preemption.check()
         asked = [question for episode in some for question in ask(setting, episode)]
         answers.add(setting, some, score(lm, asked))
-        progress.update(number, f"{setting.reading} ({setting.budget}), {setting.column}")
+        done += tokens
+        progress.update(done, f"{setting.reading} ({setting.budget}), {setting.column}")
     progress.close()
 
 
-def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> None:
+def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> int:
+    """The tokens of an episode. Raises UserError: one of its prompts is too long."""
     longest = max(len(q.prompt) + max(map(len, q.candidates)) for q in asked)
     if longest > room:
         raise UserError(
             f"{setting.column} of {setting.budget} words: a prompt of {longest} tokens, but this "
             f"language model reads {room}; give fewer --words, --budgets or --ways"
         )
+    return sum(len(question.prompt) for question in asked)
 
 
 def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:

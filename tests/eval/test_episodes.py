@@ -78,7 +78,7 @@ def test_the_file_counts(tmp_path):
     drawn = eps.draw_classes(SHOWN, ASKED, 0, 3, 2)
     assert eps.keep(file, recipe, drawn) == drawn
     assert eps.keep(file, recipe, eps.draw_classes(SHOWN, ASKED, 1, 3, 2)) == drawn
-    with pytest.raises(UserError, match=r"episodes have seed=0, not 1; name another --out"):
+    with pytest.raises(UserError, match=r"made with seed=0, not 1; name another --out"):
         eps.keep(file, recipe | {"seed": 1}, drawn)
     file.write_text("{}")
     with pytest.raises(UserError, match="not a file of episodes"):

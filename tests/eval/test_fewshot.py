@@ -1,5 +1,6 @@
 """Few-shot answers: prompts in ids, an oracle and a blind reader, and going on after a stop."""
 
+import json
 import re
 
 import numpy as np
@@ -28,6 +29,7 @@ def words(seed=0):
 
 
 WORDS = words()
+RECIPE = {"lm": "oracle"}
 
 
 def ask(setting, episode):
@@ -84,7 +86,7 @@ def test_words_are_never_read_anew():
 
 
 def scored(lm, settings, tmp_path):
-    answers = fewshot.Answers(eps.Path(tmp_path / "answers.jsonl"))
+    answers = fewshot.Answers(eps.Path(tmp_path / "answers.jsonl"), RECIPE)
     fewshot.complete(answers, settings, EPISODES, ask, lm, room=2000)
     found = fewshot_scores.summary(answers, settings, EPISODES, overlap)
     return found, {(s["reading"], s["budget"], s["column"], s["rule"]): s for s in found["scores"]}
@@ -125,24 +127,28 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path):
     settings = fewshot.plan((5,), 5, ("words",))[:3]
     whole, parts = eps.Path(tmp_path / "whole"), eps.Path(tmp_path / "parts")
     lm = reader.Oracle()
-    fewshot.complete(fewshot.Answers(whole), settings, EPISODES, ask, lm, room=2000)
+    fewshot.complete(fewshot.Answers(whole, RECIPE), settings, EPISODES, ask, lm, room=2000)
     for lives in (5, 0, 4):
         with pytest.raises(KeyboardInterrupt):
             dying = reader.Oracle(lives=lives)
-            fewshot.complete(fewshot.Answers(parts), settings, EPISODES, ask, dying, room=2000)
+            fewshot.complete(
+                fewshot.Answers(parts, RECIPE), settings, EPISODES, ask, dying, room=2000
+            )
         assert whole.read_text().startswith(parts.read_text())
         assert 0 < len(parts.read_text()) < len(whole.read_text())
     rest = reader.Oracle()
-    fewshot.complete(fewshot.Answers(parts), settings, EPISODES, ask, rest, room=2000)
+    fewshot.complete(fewshot.Answers(parts, RECIPE), settings, EPISODES, ask, rest, room=2000)
     assert parts.read_bytes() == whole.read_bytes() and rest.asked < lm.asked
-    parts.write_text("{}\n")
-    with pytest.raises(UserError, match=r"parts, line 1: not an answer"):
-        fewshot.Answers(parts)
+    with pytest.raises(UserError, match="made with lm=oracle, not other; name another --out"):
+        fewshot.Answers(parts, {"lm": "other"})
+    parts.write_text(f"{json.dumps(RECIPE)}\n{{}}\n")
+    with pytest.raises(UserError, match=r"parts, line 2: not an answer"):
+        fewshot.Answers(parts, RECIPE)
 
 
 def test_a_prompt_without_room_is_said_before_anything_is_asked(tmp_path):
     lm, settings = reader.Oracle(), fewshot.plan((5,), 5, ("words",))
-    answers = fewshot.Answers(eps.Path(tmp_path / "answers"))
+    answers = fewshot.Answers(eps.Path(tmp_path / "answers"), RECIPE)
     with pytest.raises(UserError, match=r"5 shots of 5 words: a prompt of \d+ tokens.* reads 300"):
         fewshot.complete(answers, settings, EPISODES, ask, lm, room=300)
     assert lm.asked == 0
