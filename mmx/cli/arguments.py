@@ -65,17 +65,22 @@ def prompts(file: str) -> list[str]:
     Raises:
       UserError: it cannot be read, is no text, or holds none.
     """
-    where = storage.path(file)
-    try:
-        lines = storage.read_bytes(where).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts={where}: not a text file in UTF-8") from error
-    except OSError as error:
-        raise UserError(f"--prompts={where}: {error.strerror}") from error
+    lines = read_text("--prompts", file).splitlines()
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise UserError(f"--prompts={where}: no prompt in it")
+        raise UserError(f"--prompts={storage.path(file)}: no prompt in it")
     return found
+
+
+def read_text(flag: str, file: str) -> str:
+    """What is in the file that a flag names. Raises UserError: it cannot be read, or is no text."""
+    where = storage.path(file)
+    try:
+        return storage.read_bytes(where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}={where}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{flag}={where}: {error.strerror}") from error
 
 
 def check_prompts(run_dir: RunDir, prompts: list[str], negative: str = "") -> None:

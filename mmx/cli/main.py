@@ -19,6 +19,7 @@ examples:
   mmx sample runs/muse "red heart" -n 4 --out heart.png
   mmx caption runs/transfusion heart.png
   mmx edit runs/edits heart.png "make it blue"
+  mmx describe runs/spae heart.png
   mmx evaluate runs/muse
   mmx compare runs/muse runs/muse2
   mmx configs
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         caption,
         compare,
         configs,
+        describe,
         edit,
         evaluate,
         import_,
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     making = prepare, import_, preflight, train
-    using = sample, edit, caption, rerank, evaluate, compare, configs
+    using = sample, edit, caption, describe, rerank, evaluate, compare, configs
     for module in (*making, *using):
         name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(

@@ -8,6 +8,7 @@ from mmx.cli import arguments, drawings
 from mmx.core import preemption, storage
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir, parse_run
+from mmx.models import registry
 
 if TYPE_CHECKING:
     from etils.epath import Path
@@ -19,6 +20,7 @@ examples:
   mmx sample runs/muse "red heart" -n 16 --seed 1 --out hearts.png
   mmx sample runs/muse "red heart" --negative "blue" --guidance 4 --steps 12
   mmx sample runs/muse@500 --prompts prompts.txt --out pictures/
+  mmx sample runs/spae --words heart.txt    # as mmx describe RUN IMAGE --words FILE writes them
 
 Picture i of a seed is the same whatever -n: more pictures go on where fewer stop. With --prompts,
 picture i is of prompt i; with -n 2 the second round of all prompts follows the first. Each file
@@ -30,6 +32,9 @@ def add_arguments(parser):
     parser.add_argument("run_dir", metavar="RUN[@STEP]")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line; --out is a folder")
+    parser.add_argument(
+        "--words", metavar="FILE", help="of a SPAE run: words of the first layers, a line a layer"
+    )
     parser.add_argument("--negative", default="", help="what to keep away from")
     drawings.add_arguments(parser)
     parser.add_argument(
@@ -38,6 +43,8 @@ def add_arguments(parser):
 
 
 def run(args) -> int:
+    if args.words is not None:
+        return _draw_words(args)
     prompts = _prompts(args)
     run_dir, step = parse_run(args.run_dir)
     step = run_dir.steps()[-1] if step is None else step
@@ -87,6 +94,38 @@ def run(args) -> int:
         raise preemption.Preempted(
             f"stopped after {drawn} of {len(texts)} pictures, which are kept"
         )
+    return 0
+
+
+def _draw_words(args) -> int:
+    """The words of a file as a picture, by each number of layers."""
+    if args.prompt is not None or args.prompts is not None:
+        raise UserError(f"--words={args.words}: words are drawn as they are; leave out the prompt")
+    run_dir, step = parse_run(args.run_dir)
+    step = run_dir.steps()[-1] if step is None else step
+    config = run_dir.config()
+    registry.check_words(config, f"mmx sample --words: {run_dir.path}")
+    out = drawings.png_file(args.out, run_dir.samples / f"step{step}-words.png")
+
+    from mmx.data import word_text
+    from mmx.models.words import load_vocabulary
+
+    text = arguments.read_text("--words", args.words)
+    sides = tuple(config.pyramid.sides)
+    words_T = word_text.parse(load_vocabulary(run_dir), text, sides, f"--words={args.words}")
+
+    import numpy as np
+
+    from mmx.cli.backend import start_jax
+    from mmx.cli.run import load_run
+    from mmx.eval.images import to_uint8
+
+    start_jax()
+    opened = load_run(run_dir.path, step)
+    draw = opened.task.from_words(opened.mesh)
+    image = draw(opened.params, opened.extra, opened.frozen, words_T[None])
+    record = {"run": str(run_dir.path), "step": step, "words": text}
+    print(drawings.save(out, to_uint8(np.asarray(image))[0], record))
     return 0
 
 

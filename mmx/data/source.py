@@ -220,6 +220,11 @@ class Joined:
         part = bisect.bisect_right(self._ends, index)
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
+    def outlines(self) -> Iterator[dict[str, Any]]:
+        """:meth:`Source.outlines` of all, in order."""
+        for part in self.parts:
+            yield from part.outlines()
+
 
 def open_source(
     spec: str,

@@ -71,11 +71,12 @@ class Task(Protocol):
         ...
 
     def abstract_frozen(self) -> Any:
-        """Shapes of :meth:`load_frozen`."""
+        """Shapes of :meth:`load_frozen`; a leaf that carries logical names is sharded by them."""
         ...
 
     def load_frozen(self, mesh: Any) -> Any:
-        """Weights of earlier stages on the mesh, replicated. Raises UserError when damaged."""
+        """Weights of earlier stages on the mesh, each whole on every device unless
+        :meth:`abstract_frozen` names its axes. Raises UserError when damaged."""
         ...
 
     def param_labels(self, params: Any) -> Any:
@@ -209,6 +210,11 @@ class EmbeddingTask(Task, Protocol):
         """The run's weights as functions of arrays on the host."""
         ...
 
+    def embed_images(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [-1, 1], of any size -> float32 [B, E] of length 1. Pure, for the
+        loss of another family; weights are ``{"params", "extra"}``."""
+        ...
+
 
 class RebuildingTask(MeasuredTask, Protocol):
     """A task of an image tokenizer: the registry has its family among the codecs."""
@@ -216,6 +222,33 @@ class RebuildingTask(MeasuredTask, Protocol):
     def reconstruct(self, mesh: Any):
         """``(params, extra, image_u8 [B, H, W, 3]) -> (float32 [B, H, W, 3], what it was coded as:
         int32 codes, or a dict of arrays)``."""
+        ...
+
+
+class WordsTask(Task, Protocol):
+    """A task of images that become words of a frozen language model, and of words drawn.
+
+    Attributes:
+      vocabulary: the words, a `mmx.data.vocabulary.Vocabulary`.
+      pyramid: layers of an image's words, a `mmx.ops.pyramid.Pyramid`.
+    """
+
+    vocabulary: Any
+    pyramid: Any
+
+    def to_words(self, mesh: Any):
+        """``(params, extra, frozen, image_u8 [B, H, W, 3]) -> words int32 [B, T]``, rows of the
+        vocabulary, layer by layer; any B."""
+        ...
+
+    def from_words(self, mesh: Any):
+        """``(params, extra, frozen, words int32 [B, T]) -> float32 [B, H, W, 3]``, about [-1, 1];
+        words of whole layers, the first ones; any B."""
+        ...
+
+    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str = "") -> Any:
+        """A `mmx.eval.grid.Section`: an image (None for none) and what is left of it by the layers,
+        each above its words."""
         ...
 
 

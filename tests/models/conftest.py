@@ -1,5 +1,6 @@
 """Tiny tasks built from the shipped configs, without data on disk and without a trained codec."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from mmx.core import config as configs
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.run_dir import RunDir
 from mmx.data.text import train_tokenizer
+from mmx.data.vocabulary import Vocabulary
 from mmx.models.registry import make_task
 from mmx.models.stages import _digest
 from mmx.train import optim
@@ -66,6 +68,15 @@ def write_stage(folder, config, weights, step=7) -> None:
     (folder / "pin.json").write_text(json.dumps(pin))
 
 
+def write_kept(folder, parts: dict[str, bytes]) -> None:
+    """The words of a run, as ``mmx.models.words.keep_words`` leaves them."""
+    folder.mkdir(parents=True)
+    for name, data in parts.items():
+        (folder / name).write_bytes(data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
+    (folder / "pin.json").write_text(json.dumps({"lm": "elsewhere", "sha256": digests}))
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
     """Makers of tiny tasks and of what trains them."""
@@ -107,6 +118,30 @@ def build(tmp_path_factory):
             run.tokenizer_file.unlink()
         return make_task(config, run)
 
+    def spae(spec="spae/openmoji32:tiny", changes=None):
+        """A task over 48 words in random places, and a teacher that likes a few for each caption.
+
+        ``config.words.table="raw"`` is a table of 16 numbers.
+        """
+        small = {"words.size": 48, "words.width": 16, "words.code_dim": 16, "words.table": "raw"}
+        config, run = changed(spec, small | (changes or {})), run_dir()
+        rng = np.random.default_rng(0)
+        strings = tuple(f" {a}{b}" for a in ("red", "dog", "sun", "sea") for b in "abcdefghijkl")
+        vocabulary = Vocabulary(np.arange(48) + 7, strings, "a hash")
+        table = rng.normal(size=(48, config.words.width)).astype(np.float32)
+        parts = {"vocabulary.json": vocabulary.to_json().encode(),
+                 "table.safetensors": save({"table": table})}  # fmt: skip
+        write_kept(run.stage("words"), parts)
+        unit = lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+        features = {
+            "words": unit(rng.normal(size=(48, 384))),
+            "captions": unit(rng.normal(size=(len(CAPTIONS), 384))),
+        }
+        run.stage("teacher").mkdir(parents=True)
+        save_file(features, run.stage("teacher") / "features.safetensors")
+        (run.stage("teacher") / "captions.json").write_text(json.dumps(CAPTIONS))
+        return make_task(config, run)
+
     def params(task, seed=0):
         """(params, extra) as in training, unboxed."""
         key = rngs.base_key(seed)
@@ -128,6 +163,10 @@ def build(tmp_path_factory):
             "image": random_images(count, size),
             "position": np.arange(first, first + count, dtype=np.uint32),
         }
+        if task.family == "spae" and task.teacher is not None:
+            examples = [{"text": CAPTIONS[i % len(CAPTIONS)]} for i in range(count)]
+            rows = [task.teacher.row(example) for example in examples]
+            batch |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         if task.family == "clip":
             texts = [f"{CAPTIONS[i % len(CAPTIONS)]} {i}" for i in range(count)]
             batch["text_ids"] = task.text_ids(texts)
@@ -158,6 +197,8 @@ def build(tmp_path_factory):
         muse=muse,
         transfusion=transfusion,
         clip=clip,
+        spae=spae,
+        write_kept=write_kept,
         params=params,
         rows=rows,
         trainer=trainer,

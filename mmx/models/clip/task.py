@@ -189,6 +189,14 @@ class ClipTask:
         self._embedders[mesh, what] = run
         return run
 
+    def embed_images(self, weights, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, H, W, 3] in [-1, 1], of any size -> [B, E] of length 1, float32; pure."""
+        B, _, _, C = image_BHWC.shape
+        size = self.config.data.image_size
+        image_BHWC = jax.image.resize(image_BHWC, (B, size, size, C), "bicubic")
+        variables = {"params": weights["params"], **weights["extra"]}
+        return self.model.apply(variables, image_BHWC, method="embed_image")
+
     def embedding(self, run) -> reports.ClipEmbedder:
         """The run as functions of arrays on the host."""
         return reports.ClipEmbedder(self, run)

@@ -29,15 +29,9 @@ MOMENTS_DECAY = 0.99
 
 def make_networks(config) -> tuple[Encoder, Decoder]:
     """Encoder and decoder of a config. Raises UserError for an unknown dtype, norm or quantizer."""
-    m = config.model
-    patterns = 3 * latent_scale(m) ** 2
     num_codes, code_dim = quantizer.sizes(config.quantizer)
-    if m.linear_path and code_dim > patterns:
-        raise UserError(
-            f"config.quantizer.{'code_dim' if num_codes else 'latent_dim'}={code_dim}: a patch has "
-            f"{patterns} numbers, so with config.model.linear_path at most {patterns}"
-        )
-    return autoencoder.make_networks(config, code_dim, posterior=num_codes is None)
+    field = f"config.quantizer.{'code_dim' if num_codes else 'latent_dim'}"
+    return autoencoder.make_networks(config, code_dim, field, posterior=num_codes is None)
 
 
 def make_codec(config) -> "VqganCodec | KlCodec":

@@ -1,0 +1,92 @@
+"""OpenMoji at 32x32 into words of SmolLM2: 1, 4, 16, 64 and 64 of them, 149 an image.
+
+    mmx prepare openmoji --config 32
+    mmx prepare lm
+    mmx prepare sentences minilm
+    mmx train --config spae/openmoji32 --workdir runs/spae
+    mmx describe runs/spae heart.png
+
+Everything here is ours: no paper trains at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from mmx.core.config import parse_arg
+
+
+def get_config(arg=""):
+    """``:tiny`` is a run of seconds, for tests."""
+    tiny = parse_arg(arg, tiny=False)["tiny"]
+    c = ConfigDict()
+    c.family = "spae"
+    c.seed = 0
+    c.steps = 20 if tiny else 2000
+    c.batch_size = 8 if tiny else 64
+    c.dtype = "float32"
+
+    c.data = dict(
+        source="tfds:openmoji/32",
+        data_dir="",
+        split="train+train_toned",
+        image_size=32,
+        shift=0,
+        flip=False,
+        threads=1,
+    )
+    c.words = dict(
+        lm="smollm2-135m-instruct",
+        width=576,  # of its rows
+        filters=("ordinary", "valid", "word_initial", "letters", "lowercase", "round_trip"),
+        min_letters=3,
+        list="",
+        size=4096,
+        table="whiten",
+        code_dim=32,
+    )
+    c.model = dict(
+        channels=16 if tiny else 96,
+        multipliers=(1,),
+        encoder_blocks=1 if tiny else 3,  # layer 1 sees the whole image
+        encoder_mid_blocks=0,
+        decoder_blocks=1 if tiny else 3,
+        decoder_mid_blocks=0,
+        patch=4,
+        norm="rms",
+        linear_path=True,
+    )
+    c.pyramid = dict(
+        sides=(1, 2, 4, 8, 8),
+        scheme="saq",
+        standardize=True,
+        fill="nearest",
+        short=0.3,  # of the rows are drawn from fewer layers than all
+        commitment=0.33,
+    )
+    c.guidance = dict(
+        teacher="captions",
+        sentences="minilm",
+        prompts=("a picture of {}",),
+        thresholds=(0.98, 0.9, 0.8),
+        weight=2.0,
+        temperature=4.0,  # rows have the length sqrt(32)
+    )
+    c.loss = dict(l1=0.0, l2=1.0, perceptual=0.0, adversarial=0.0)
+    c.optim = dict(
+        name="adamw",
+        lr=1e-3,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.0,
+        warmup_steps=50,
+        clip_norm=1.0,
+        ema=0.0,
+        accum=1,
+    )
+    c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
+    c.eval = dict(splits=("test",), examples=256, metrics=(), scorer="")
+    c.log_every = 10 if tiny else 50
+    c.eval_every = 10 if tiny else 250
+    c.preview_every = 10 if tiny else 500
+    c.save_every = 10 if tiny else 250
+    c.keep = 2
+    return c

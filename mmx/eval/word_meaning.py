@@ -1,0 +1,51 @@
+"""Do an image's words say what it shows: their likeness to its caption, against other captions.
+
+Legend: N images, T words of an image, V words, E width of the judge's space.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmx.eval import stats
+from mmx.eval.stats import Score
+
+
+def meaning_scores(
+    ends: Sequence[int],
+    words_NT: np.ndarray,
+    meaning_VE: np.ndarray,
+    caption_NE: np.ndarray,
+    groups: Sequence[str],
+) -> dict[str, Score]:
+    """Scores by layers, with 95 % intervals over groups of images.
+
+    The judge that embedded words and captions must not be the teacher that chose the words.
+
+    Args:
+      ends: how many words there are up to the end of each layer.
+      words_NT: int, rows of the vocabulary.
+      meaning_VE, caption_NE: float, rows of unit length.
+      groups: of the images, what each shows: those of one are never each other's "other", and are
+        drawn together for the interval.
+
+    Returns:
+      ``meaning_<k>``: mean cosine of an image's words of the first k layers with its caption, less
+      that with the captions of all other groups: 0 by chance. ``meaning_rank_<k>``: the share of
+      other groups' captions to which the words are less alike than to their own, ties half: 0.5 by
+      chance.
+    """
+    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    other_NN = group_N[:, None] != group_N
+    scores = {}
+    for layer, end in enumerate(ends):
+        mean_NE = meaning_VE[words_NT[:, :end]].mean(1)
+        alike_NN = mean_NE @ caption_NE.T
+        own_N1 = np.diagonal(alike_NN)[:, None]
+        count_N = other_NN.sum(-1)
+        margin_N = own_N1[:, 0] - (alike_NN * other_NN).sum(-1) / count_N
+        below_NN = (alike_NN < own_N1) + 0.5 * (alike_NN == own_N1)
+        rank_N = (below_NN * other_NN).sum(-1) / count_N
+        scores[f"meaning_{layer + 1}"] = stats.mean(margin_N, group_N)
+        scores[f"meaning_rank_{layer + 1}"] = stats.mean(rank_N, group_N)
+    return scores

@@ -1,0 +1,176 @@
+"""What a SPAE run keeps of images by its first layers, and what its words say of them."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmx.data import pipeline
+from mmx.data.image import fit
+from mmx.data.source import open_source
+from mmx.eval import images as image_scores
+from mmx.eval import stats
+from mmx.eval.grid import Section
+from mmx.eval.images import to_uint8
+from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
+from mmx.eval.stats import Score
+from mmx.eval.tile import tile
+from mmx.eval.word_meaning import meaning_scores
+from mmx.models.protocols import OpenRun
+from mmx.ops.quantize import usage_metrics
+from mmx.pretrained.sentences import load_sentences
+from mmx.train.sharding import batch_sharding, whole
+
+_SHOWN = 8  # images in a picture: ours
+JUDGE = "wordllama"  # of words against captions; guides nothing
+
+
+class Rebuilding:
+    """PSNR by the first 1 to P layers and use of words by layer, on a split without augmentation.
+
+    Args:
+      task, mesh: whose, where.
+      split: of the config's data.
+      limit: the first ones only.
+    """
+
+    def __init__(self, task, mesh, split: str, limit: int):
+        self.task, self.mesh, self.split, self.limit = task, mesh, split, limit
+        data = task.config.data
+        self.source = open_source(data.source, split, data.data_dir)
+
+    def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
+        """Yields ``<split>/psnr_<layers>`` in dB, ``<split>/words`` (how many different ones),
+        ``<split>/words_<layer>``, ``<split>/perplexity_<layer>``."""
+        for name, score in self.scores(params, extra, frozen)[0].items():
+            yield name, score.value if isinstance(score, Score) else score
+
+    def scores(self, params, extra, frozen) -> tuple[dict[str, Score | float], np.ndarray]:
+        """The same with 95 % intervals; words int32 [N, T] of the split's images, in order."""
+        pyramid, read = self.task.pyramid, self.task.to_words(self.mesh)
+        draw = self.task.from_words(self.mesh)
+        psnr, seen = [[] for _ in pyramid.ends], []
+        with pipeline.eval_batches(
+            self.source,
+            self._plain,
+            self.task.config.batch_size,
+            batch_sharding(self.mesh),
+            limit=self.limit,
+        ) as batches:
+            for batch in batches:
+                mask, image = (whole(batch[k], self.mesh) for k in ("_mask", "image"))
+                words_BT = read(params, extra, frozen, image)
+                for layer, end in enumerate(pyramid.ends):
+                    recon = image_scores.finite(draw(params, extra, frozen, words_BT[:, :end]))
+                    psnr[layer].append(image_scores.psnr(image, recon)[mask])
+                seen.append(words_BT[mask])
+        words_NT = np.concatenate(seen)
+        scores: dict[str, Score | float] = {
+            f"{self.split}/psnr_{layer + 1}": stats.mean(np.concatenate(parts))
+            for layer, parts in enumerate(psnr)
+        }
+        scores[f"{self.split}/words"] = float(len(np.unique(words_NT)))
+        first = 0
+        for layer, end in enumerate(pyramid.ends):
+            histogram = np.bincount(words_NT[:, first:end].ravel(), minlength=self.task.num_words)
+            used = usage_metrics(histogram.astype(np.float32))["perplexity"]
+            scores[f"{self.split}/words_{layer + 1}"] = float((histogram > 0).sum())
+            scores[f"{self.split}/perplexity_{layer + 1}"] = float(used)
+            first = end
+        return scores, words_NT
+
+    def _plain(self, example, rng):
+        del rng
+        return {"image": fit(example["image"], self.task.config.data.image_size)}
+
+
+def depths(task, mesh, params, extra, frozen, image_u8: np.ndarray):
+    """Images by all numbers of layers: (words int32 [B, T], uint8 [P, B, H, W, 3])."""
+    words_BT = task.to_words(mesh)(params, extra, frozen, image_u8)
+    draw = task.from_words(mesh)
+    drawn = [draw(params, extra, frozen, words_BT[:, :end]) for end in task.pyramid.ends]
+    return words_BT, np.stack([to_uint8(image_scores.finite(x)) for x in drawn])
+
+
+def preview(task, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
+    """Held-out images above what is left of them by 1 to P layers, uint8."""
+    data = task.config.data
+    source = open_source(data.source, task.config.eval.splits[-1], data.data_dir)
+    count = min(_SHOWN, len(source))
+    image_u8 = np.stack([fit(source[i]["image"], data.image_size) for i in range(count)])
+    _, recon_u8 = depths(task, mesh, params, extra, frozen, image_u8)
+    return {"layers": tile(np.stack([image_u8, *recon_u8]))}
+
+
+def pyramid_section(
+    vocabulary, pyramid, image_HWC, words_T, recon_PHWC, title: str = "", most: int = 6
+) -> Section:
+    """An image and what is left of it by its layers, each above the words that it adds.
+
+    Args:
+      image_HWC: uint8; None: there is none, the words came first.
+      words_T: of the image.
+      most: words of a layer that are written out.
+    """
+    captions, first = [] if image_HWC is None else ["image"], 0
+    for end in pyramid.ends[: len(recon_PHWC)]:
+        words = vocabulary.words(words_T[first:end])
+        more = f" ... ({len(words)})" if len(words) > most else ""
+        captions.append(" ".join(words[:most]) + more)
+        first = end
+    images = [*recon_PHWC] if image_HWC is None else [image_HWC, *recon_PHWC]
+    return Section(np.stack(images), captions, title)
+
+
+def report(task, run: OpenRun, seed: int) -> Report:
+    """Scores of each split, what its words say of the captions, and pyramids of held-out images.
+
+    Args:
+      task: a SpaeTask.
+      run: its run.
+      seed: of the choice of images.
+
+    Raises:
+      UserError: the judge of words is not prepared.
+    """
+    config, data = task.config, task.config.data
+    judge = load_sentences(JUDGE, data.data_dir)
+    strings = task.vocabulary.words(np.arange(task.num_words))
+    meaning_VE, splits = judge.embed(strings), config.eval.splits
+    scores: dict[str, Score | float] = {}
+    for split in dict.fromkeys((*trained_splits(data.split), *splits)):
+        rebuilding = Rebuilding(task, run.mesh, split, MAX_EXAMPLES)
+        more, words_NT = rebuilding.scores(run.params, run.extra, run.frozen)
+        examples = list(itertools.islice(rebuilding.source.outlines(), len(words_NT)))
+        captions = judge.embed([e["text"] for e in examples])
+        groups = [e.get("concept", e["text"]) for e in examples]
+        scores |= more | {
+            f"{split}/{name}": score
+            for name, score in meaning_scores(
+                task.pyramid.ends, words_NT, meaning_VE, captions, groups
+            ).items()
+        }
+    held_out = splits[-1]
+    source = open_source(data.source, held_out, data.data_dir)
+    chosen = np.random.default_rng(seed).permutation(len(source))[:_SHOWN]
+    image_u8 = np.stack([fit(source[int(i)]["image"], data.image_size) for i in chosen])
+    words_BT, recon_u8 = depths(task, run.mesh, run.params, run.extra, run.frozen, image_u8)
+    texts = [source[int(i)]["text"] for i in chosen]
+    sections = [
+        pyramid_section(
+            task.vocabulary, task.pyramid, image_u8[i], words_BT[i], recon_u8[:, i], texts[i]
+        )
+        for i in range(len(chosen))
+    ]
+    last, attribution = task.pyramid.num_layers, source.info.attribution
+    return Report(
+        scores,
+        sections,
+        subtitle=(
+            f"PSNR on {held_out} by {last} layers {scores[f'{held_out}/psnr_{last}']} dB; words "
+            f"of layers 1 and 2 nearer to their captions than to others' by "
+            f"{scores[f'{held_out}/meaning_2']} ({JUDGE})"
+        ),
+        credit=f"Images and what is left of them: {attribution}." if attribution else "",
+        info={"settings": {}, "prompts": texts, "attribution": attribution},
+    )

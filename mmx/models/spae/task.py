@@ -1,0 +1,234 @@
+"""SPAE as a task: images become words of a frozen language model, and words images."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmx.core import rng as rngs
+from mmx.core.errors import UserError
+from mmx.core.flops import matmul_flops
+from mmx.data.image import fit, shift_flip
+from mmx.eval.metrics import check_config as check_metrics
+from mmx.eval.report import taught_by
+from mmx.models.image_loss import ImageLosses
+from mmx.models.rows import fill_rows, to_float
+from mmx.models.spae import loss as losses
+from mmx.models.spae import report as reports
+from mmx.models.spae.codec import SpaeCodec
+from mmx.models.teachers import make_teacher
+from mmx.models.words import keep_words, table_width
+from mmx.nn.linear import round_up
+from mmx.ops.lookup import TABLE_AXES
+from mmx.ops.losses import psnr
+from mmx.ops.word_guidance import dynamic_weight
+from mmx.train.sharding import frozen_shardings, jit_sharded, place, replicated
+
+
+class SpaeTask:
+    """Contract 1 for SPAE. Frozen weights: ``{"table": words' rows, "words": the teacher's features
+    of them, "teacher": its weights, "perceptual": ...}``.
+
+    Args:
+      config: of the family ``spae``.
+      run: the run directory, where words and the teacher's features are kept.
+      abstract: shapes only, for preflight: there are ``config.words.size`` words.
+
+    Raises:
+      UserError: no such language model or teacher, sizes that do not fit, an unknown choice.
+
+    Attributes:
+      vocabulary: the words, `mmx.data.vocabulary.Vocabulary`; None where ``abstract``.
+      pyramid: `mmx.ops.pyramid.Pyramid`.
+    """
+
+    family = "spae"
+    batch_coupled = True  # the weight of the guidance is a ratio of the batch's losses
+
+    def __init__(self, config, run, abstract: bool = False):
+        self.config = config
+        check_metrics(config.eval.metrics, config.eval.scorer, taught_by(config))
+        self.codec = SpaeCodec(config)
+        self.pyramid = self.codec.pyramid
+        width = table_width(config.words)
+        if abstract:
+            self.vocabulary, self.num_words = None, config.words.size
+            table_VW = jax.ShapeDtypeStruct((round_up(self.num_words), width), jnp.float32)
+        else:
+            self.vocabulary, table_VW = keep_words(config, run)
+            self.num_words = len(self.vocabulary)
+            missing = round_up(self.num_words) - self.num_words
+            table_VW = np.pad(table_VW, ((0, missing), (0, 0)))
+        self._table = table_VW
+        self.teacher = None
+        if config.guidance.weight:
+            losses.check_guidance(config.guidance, self.pyramid)
+            strings = None if abstract else self.vocabulary.words(np.arange(self.num_words))
+            self.teacher = make_teacher(config, None if abstract else run, strings)
+        self._abstract = abstract
+        self.losses = ImageLosses(config, run, abstract)
+        self._compiled: dict = {}
+
+    # Data
+
+    def transform(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """example -> image uint8 [H, W, 3], augmented, and what the teacher reads."""
+        data = self.config.data
+        image = fit(example["image"], data.image_size)
+        row = {"image": shift_flip(image, rng, data.shift, data.flip)}
+        return row if self.teacher is None else row | self.teacher.row(example)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
+        B, size = self.config.batch_size, self.config.data.image_size
+        spec = {
+            "image": jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8),
+            "position": jax.ShapeDtypeStruct((B,), jnp.uint32),
+        }
+        more = {} if self.teacher is None else self.teacher.row_spec()
+        return spec | {k: jax.ShapeDtypeStruct((B, *s.shape), s.dtype) for k, s in more.items()}
+
+    # Parameters
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """(params, extra), every leaf logically named."""
+        params, extra = self.codec.init(key)
+        more_params, more_extra = self.losses.init(key)
+        return params | more_params, extra | more_extra
+
+    def abstract_frozen(self) -> Any:
+        """Shapes of :meth:`load_frozen`; the table's rows may lie over devices."""
+        shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        frozen = jax.tree.map(shape, self._frozen_host())
+        return frozen | {"table": nn.LogicallyPartitioned(frozen["table"], TABLE_AXES)}
+
+    def load_frozen(self, mesh) -> Any:
+        """Table, the teacher's features and weights, the perceptual network's, on the mesh."""
+        table = frozen_shardings(self.abstract_frozen(), mesh)["table"]
+        frozen = self._frozen_host()
+        rest = {name: leaf for name, leaf in frozen.items() if name != "table"}
+        return place(rest, replicated(mesh)) | {"table": place(frozen["table"], table)}
+
+    def _frozen_host(self) -> Any:
+        frozen = {"table": self._table, **self.losses.frozen()}
+        if self.teacher is None:
+            return frozen
+        if self._abstract:
+            features = jax.ShapeDtypeStruct((self.num_words, self.teacher.width), jnp.float32)
+        else:
+            features = self.teacher.words()
+        return frozen | {"words": features, "teacher": self.teacher.frozen()}
+
+    def param_labels(self, params: Any) -> Any:
+        """One optimiser group a player."""
+        return self.losses.param_labels(params)
+
+    # Training
+
+    def loss(self, params, extra, frozen, batch, rng, step, train=True):
+        """(scalar, (metrics, extra)): appearance, guidance as heavy as it, the discriminator's own.
+
+        Source: arXiv 2306.17842 sec. 3.
+        """
+        of = self.config
+        image = to_float(batch["image"])
+        keys_B = rngs.row_keys(rng, "layers", batch["position"]) if train else None
+        out = self.codec.forward(params, extra, frozen["table"], self.num_words, image, keys_B)
+        appearance, metrics = self.losses.reconstruction(frozen, image, out.recon_BHWC)
+        appearance += of.pyramid.commitment * out.commitment
+        metrics["loss/commitment"] = out.commitment
+        players = self.losses.players(params, out.extra, image, out.recon_BHWC, step, train)
+        appearance += players.generator
+        total = appearance + players.discriminator
+        metrics |= players.metrics | losses.use_of_words(
+            self.pyramid, out.words.words_BT, self.num_words
+        )
+        if self.codec.projected:
+            total += out.codebook
+            metrics["loss/codebook"] = out.codebook
+        if self.teacher is not None:
+            image_BE = self.teacher.images(frozen["teacher"], batch, image)
+            similarity_BV = jax.lax.stop_gradient(image_BE) @ frozen["words"].T
+            pool_keys_B = rngs.row_keys(rng, "pool", batch["position"])
+            semantic, more = losses.guidance(
+                of.guidance, self.pyramid, out.words, out.table_VZ, similarity_BV, pool_keys_B
+            )
+            weight = of.guidance.weight * dynamic_weight(appearance, semantic)
+            total += weight * semantic
+            metrics |= more | {"loss/guidance": semantic, "guidance/weight": weight}
+        metrics["psnr"] = psnr(jnp.clip(out.recon_BHWC, -1, 1), image).mean()
+        return total, (metrics, players.extra)
+
+    def train_flops_per_row(self) -> float:
+        """Three times the convolutions' forward pass, and a search of each word."""
+        size, grid = self.config.data.image_size, self.pyramid.grid
+        width = self.config.words.code_dim
+        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        z = jax.ShapeDtypeStruct((1, grid, grid, width), jnp.float32)
+        apply = lambda net, name: lambda p, x: net.apply({"params": p[name]}, x)
+        convolutions = matmul_flops(apply(self.codec.encoder, "encoder"), params, image)
+        convolutions += matmul_flops(apply(self.codec.decoder, "decoder"), params, z)
+        return 3.0 * convolutions + 2.0 * self.pyramid.ends[-1] * self.num_words * width
+
+    # Looking
+
+    def to_words(self, mesh):
+        """``(params, extra, frozen, image_u8 [B, H, W, 3]) -> words int32 [B, T]``, compiled: rows
+        of the vocabulary, layer by layer; any B."""
+        fn = lambda params, extra, frozen, image_u8: self.codec.to_words(
+            params, extra, frozen["table"], self.num_words, to_float(image_u8)
+        )
+        return self._compile("to_words", fn, mesh)
+
+    def from_words(self, mesh):
+        """``(params, extra, frozen, words int32 [B, T]) -> float32 [B, H, W, 3]``, about [-1, 1],
+        compiled; words of whole layers; any B. Raises UserError where a layer is not whole."""
+        fn = lambda params, extra, frozen, words: self.codec.from_words(
+            params, frozen["table"], words
+        )
+        return self._compile("from_words", fn, mesh)
+
+    def _compile(self, name: str, fn, mesh):
+        if (name, mesh) in self._compiled:
+            return self._compiled[name, mesh]
+        compiled = jit_sharded(fn, mesh, out_shardings=replicated(mesh))
+
+        def run(params, extra, frozen, rows):
+            rows, count = fill_rows(np.asarray(rows), mesh)
+            return np.asarray(compiled(params, extra, frozen, rows))[:count]
+
+        self._compiled[name, mesh] = run
+        return run
+
+    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str = ""):
+        """:func:`mmx.models.spae.report.pyramid_section`."""
+        return reports.pyramid_section(
+            self.vocabulary, self.pyramid, image_HWC, words_T, recon_PHWC, title
+        )
+
+    def evaluators(self, mesh) -> list:
+        """PSNR by layers and use of words, of each split that the config names."""
+        of = self.config.eval
+        return [reports.Rebuilding(self, mesh, split, of.examples) for split in of.splits]
+
+    def preview(self, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
+        """Held-out images above what is left of them by 1 to P layers, uint8."""
+        return reports.preview(self, params, extra, frozen, mesh)
+
+    def report(self, run, seed: int):
+        """:func:`mmx.models.spae.report.report`."""
+        return reports.report(self, run, seed)
+
+    def options(self, **changes):
+        """SPAE draws from words, not from prompts.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            "this run draws from words, not from a prompt: mmx sample RUN --words FILE (words as "
+            "mmx describe RUN IMAGE --words FILE writes them)"
+        )

@@ -1,0 +1,223 @@
+"""Who says which words an image is like, while a codec of words is trained: a teacher by name.
+
+"captions" compares an image's caption with the words, both in the same prompts, by a sentence
+encoder; "clip" the image itself, by a CLIP run (one trained here, or published weights that
+`mmx import` made a run of). What a teacher makes of the words is computed once and kept in the run.
+Legend: B batch, V words, P prompts, E width of the teacher's space, H W pixels.
+"""
+
+import json
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mmx.core import rng as rngs
+from mmx.core import storage
+from mmx.core.errors import UserError, choose
+from mmx.core.run_dir import RunDir
+from mmx.data.mixture import open_training
+from mmx.models import registry, stages
+from mmx.models.protocols import EmbeddingTask
+from mmx.pretrained.sentences import load_sentences
+from mmx.train.sharding import make_mesh, place, replicated
+
+# Widths of the encoders that may guide. The one that judges words (wordllama) is none of them.
+GUIDES = {"minilm": 384}
+_FEATURES = "features.safetensors"
+
+
+class Teacher(Protocol):
+    """Similarities of images and words: products of rows of unit length.
+
+    Attributes:
+      width: E.
+    """
+
+    width: int
+
+    def words(self) -> np.ndarray:
+        """float32 [V, E], of the words of the run."""
+        ...
+
+    def frozen(self) -> Any:
+        """Weights that :meth:`images` reads, on the host; a dict, empty without any."""
+        ...
+
+    def row(self, example: dict) -> dict[str, np.ndarray]:
+        """What an example's row of a batch holds for :meth:`images` besides its image."""
+        ...
+
+    def row_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of :meth:`row`."""
+        ...
+
+    def images(self, frozen: Any, batch: dict, image_BHWC: jax.Array) -> jax.Array:
+        """float32 [B, E] of a batch; pure. Images are in [-1, 1]."""
+        ...
+
+
+class CaptionTeacher:
+    """A :class:`Teacher` that reads captions. Its pictures are as far apart as their captions.
+
+    Args:
+      config: of the run; ``config.guidance.sentences`` names the encoder.
+      run: where the features of words and captions are kept; None for shapes alone.
+      strings: the words; None for shapes alone.
+
+    Raises:
+      UserError: an unknown encoder, or one that is not prepared.
+    """
+
+    def __init__(self, config, run, strings: list[str] | None):
+        guidance = config.guidance
+        self.width = choose("config.guidance.sentences", GUIDES, guidance.sentences)
+        if run is None:
+            return
+        folder = run.stage("teacher")
+        captions = folder / "captions.json"
+        if not captions.is_file():
+            encoder = load_sentences(guidance.sentences, config.data.data_dir)
+            texts = sorted({e["text"] for e in open_training(config.data).outlines()})
+            features = {
+                "words": word_features(encoder.embed, strings, guidance.prompts),
+                "captions": word_features(encoder.embed, texts, guidance.prompts),
+            }
+            _keep(folder, features)
+            # Written last: with it the stage is whole.
+            storage.write(captions, json.dumps(texts, ensure_ascii=False))
+        features = _kept(folder)
+        self._words_VE, self._captions_NE = features["words"], features["captions"]
+        texts = json.loads(storage.read_text(captions))
+        self._number = {text: i for i, text in enumerate(texts)}
+
+    def words(self) -> np.ndarray:
+        return self._words_VE
+
+    def frozen(self) -> dict:
+        return {}
+
+    def row(self, example: dict) -> dict[str, np.ndarray]:
+        """Raises UserError for a caption that the run's first start did not see."""
+        if example["text"] not in self._number:
+            raise UserError(
+                f"the caption {example['text']!r} is new: the data changed since this run began; "
+                "use a new --workdir"
+            )
+        return {"teacher": self._captions_NE[self._number[example["text"]]]}
+
+    def row_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"teacher": jax.ShapeDtypeStruct((self.width,), jnp.float32)}
+
+    def images(self, frozen: Any, batch: dict, image_BHWC: jax.Array) -> jax.Array:
+        del frozen, image_BHWC
+        return batch["teacher"]
+
+
+class _Opened(NamedTuple):
+    """A `mmx.models.protocols.OpenRun` of a pinned run."""
+
+    params: Any
+    extra: Any
+    frozen: Any
+    mesh: Any
+
+
+class ClipTeacher:
+    """A :class:`Teacher` that looks at images: a run of CLIP, which this run pins.
+
+    Args: as of :class:`CaptionTeacher`; ``config.guidance.run`` names the run, and for shapes alone
+      ``config.guidance.config`` what it would be.
+
+    Raises:
+      UserError: no run named, or one that does not embed images.
+    """
+
+    def __init__(self, config, run, strings: list[str] | None):
+        guidance = config.guidance
+        self._weights = None
+        if run is None:
+            earlier = stages.planned_config(guidance)
+            self.task: EmbeddingTask = registry.make_task(earlier, None, abstract=True)
+            self.width = earlier.model.features
+            return
+        folder = stages.pin(
+            run,
+            "guidance",
+            guidance.run,
+            accept=lambda c: registry.check_embeds(c, "config.guidance.run"),
+        )
+        self.task = registry.make_task(stages.load_config(folder), RunDir(folder))
+        self._weights = stages.load_weights(folder)
+        file = run.stage("teacher")
+        if not (file / _FEATURES).is_file():
+            _keep(file, {"words": word_features(self._texts, strings, guidance.prompts)})
+        self._words_VE = _kept(file)["words"]
+        self.width = self._words_VE.shape[1]
+
+    def _texts(self, texts: list[str]) -> np.ndarray:
+        mesh = make_mesh(dict(slice=1, data=-1, fsdp=1, tensor=1))
+        params, extra = (place(self._weights[k], replicated(mesh)) for k in ("params", "extra"))
+        return self.task.embedding(_Opened(params, extra, {}, mesh)).texts(texts, strict=False)
+
+    def words(self) -> np.ndarray:
+        return self._words_VE
+
+    def frozen(self) -> dict:
+        if self._weights is not None:
+            return self._weights
+        params, extra = nn.unbox(jax.eval_shape(self.task.init, rngs.base_key(0)))
+        return {"params": params, "extra": extra}
+
+    def row(self, example: dict) -> dict:
+        del example
+        return {}
+
+    def row_spec(self) -> dict:
+        return {}
+
+    def images(self, frozen: Any, batch: dict, image_BHWC: jax.Array) -> jax.Array:
+        del batch
+        return self.task.embed_images(frozen, image_BHWC)
+
+
+TEACHERS = {"captions": CaptionTeacher, "clip": ClipTeacher}
+
+
+def make_teacher(config, run, strings: list[str] | None) -> Teacher:
+    """The teacher of ``config.guidance``, whose fields its class names. Raises UserError."""
+    return choose("config.guidance.teacher", TEACHERS, config.guidance.teacher)(
+        config, run, strings
+    )
+
+
+def word_features(embed, strings: list[str], prompts: tuple[str, ...]) -> np.ndarray:
+    """float32 [V, E] of unit length: of each word the mean over the prompts with it in.
+
+    Args:
+      embed: texts -> float32 [n, E] of unit length.
+      strings: the words, or captions.
+      prompts: each with ``{}`` for the word. Each text's features are of unit length before they
+        are averaged, and the mean is after (arXiv 2103.00020's public code).
+
+    Raises:
+      UserError: a prompt without a place for the word, or none.
+    """
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise UserError(f"config.guidance.prompts={tuple(prompts)}: each needs {{}} for the word")
+    sum_VE = sum(embed([prompt.replace("{}", s) for s in strings]) for prompt in prompts)
+    return sum_VE / np.linalg.norm(sum_VE, axis=-1, keepdims=True)
+
+
+def _keep(folder, features: dict[str, np.ndarray]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage.staged(folder / _FEATURES) as local:
+        save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, local)
+
+
+def _kept(folder) -> dict[str, np.ndarray]:
+    with storage.fetched(folder / _FEATURES) as local:
+        return load_file(local)
