@@ -1,0 +1,114 @@
+"""Who says which words an image is like, and the words that a run takes from a language model."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mmx.core import config as configs
+from mmx.core.errors import UserError
+from mmx.core.run_dir import RunDir
+from mmx.models import teachers
+from mmx.models import words as kept
+from mmx.pretrained.causal_lm import load_embeddings
+from mmx.pretrained.hub import Repository
+from tests.data.test_vocabulary import tokenizer
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_a_words_features_are_the_mean_over_its_prompts_at_unit_length():
+    """Each prompt counts alike: its features are of unit length before they are averaged."""
+    dog = {"a dog": [1.0, 0, 0], "the dog": [0, 1.0, 0]}
+    space = dog | {"a cat": [0, 0, 1.0], "the cat": [0, 0.6, 0.8]}
+    embed = lambda texts: np.array([space[text] for text in texts])
+    features = teachers.word_features(embed, ["dog", "cat"], ("a {}", "the {}"))
+    np.testing.assert_allclose(features, unit(np.array([[1, 1, 0], [0, 0.6, 1.8]])))
+    for bad in ((), ("a word",)):
+        with pytest.raises(UserError, match=r"config.guidance.prompts"):
+            teachers.word_features(embed, ["dog"], bad)
+
+
+class Letters:
+    """Texts by how often they hold each letter."""
+
+    asked = 0
+
+    def embed(self, texts):
+        Letters.asked += len(texts)
+        counts = [[text.count(letter) for letter in "abcdefghijklmnopqrst"] for text in texts]
+        return unit(np.array(counts, np.float32) + 0.01)
+
+
+def test_captions_are_read_at_the_first_start_only(tmp_path, monkeypatch):
+    config = configs.load_config("spae/openmoji32:tiny")
+    examples = [{"text": text} for text in ("a dog", "a cat", "a dog", "the sea")]
+    source = SimpleNamespace(outlines=lambda: iter(examples))
+    monkeypatch.setattr(teachers, "open_training", lambda data: source)
+    monkeypatch.setattr(teachers, "load_sentences", lambda name, data_dir: Letters())
+    make = lambda: teachers.make_teacher(config, RunDir(tmp_path), ["dog", "cat", "sea"])
+    teacher, asked = make(), Letters.asked
+    assert asked == 3 + 3  # words, and each caption once
+    again = make()
+    assert Letters.asked == asked
+    for one in (teacher, again):
+        rows = np.stack([one.row(example)["teacher"] for example in examples])
+        assert rows.shape == (4, 20) and (rows[0] == rows[2]).all()
+        assert (rows @ one.words().T).argmax(-1).tolist() == [0, 1, 0, 2]
+        spec = one.row_spec()["teacher"]
+        assert spec.dtype == rows.dtype
+        assert one.images(one.frozen(), {"teacher": rows}, None) is rows
+
+
+@pytest.fixture(scope="module")
+def lm_folder(tmp_path_factory):
+    """A Llama of 8 numbers a row, whose tokenizer has some whole words."""
+    folder = tmp_path_factory.mktemp("lm")
+    text = tokenizer().to_str()
+    size = tokenizer().vocab_size + 3  # rows of no token
+    (folder / "tokenizer.json").write_text(text)
+    (folder / "config.json").write_text(
+        json.dumps(
+            dict(model_type="llama", vocab_size=size, hidden_size=8, num_hidden_layers=1,
+                 num_attention_heads=2, num_key_value_heads=2, intermediate_size=16,
+                 max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=1e4,
+                 tie_word_embeddings=True, hidden_act="silu")
+        )
+    )  # fmt: skip
+    rows = np.random.default_rng(0).normal(size=(size, 8)).astype(np.float32)
+    # Its embedding alone: no other tensor is needed for words.
+    save_file({"model.embed_tokens.weight": rows}, folder / "model.safetensors")
+    return folder, rows
+
+
+def test_the_embedding_is_read_alone(lm_folder):
+    folder, rows = lm_folder
+    np.testing.assert_array_equal(load_embeddings(Repository(str(folder))), rows)
+
+
+def test_a_run_takes_its_words_once(lm_folder, tmp_path):
+    folder, rows = lm_folder
+    config = configs.load_config("spae/openmoji32:tiny")
+    config.words.update(
+        lm=str(folder), width=8, code_dim=8, table="raw", size=2, min_letters=3, list="",
+        filters=("ordinary", "valid", "word_initial", "letters", "lowercase"),
+    )  # fmt: skip
+    made = kept.keep_words(config, RunDir(tmp_path / "run"))
+    assert made.vocabulary.strings == (" cat", " dog")
+    np.testing.assert_array_equal(made.table_VW, rows[made.vocabulary.ids])
+    assert made.vocabulary.lm_hash == tokenizer().vocab_hash
+    # The language model may go.
+    config.words.lm = "gone"
+    again = kept.keep_words(config, RunDir(tmp_path / "run"))
+    assert again.vocabulary == made.vocabulary
+    assert again.table_VW.tobytes() == made.table_VW.tobytes()
+    assert kept.load_vocabulary(RunDir(tmp_path / "run")) == made.vocabulary
+    with pytest.raises(UserError, match="gone"):
+        kept.keep_words(config, RunDir(tmp_path / "other"))
+    config.words.update(lm=str(folder), width=9, code_dim=9)
+    with pytest.raises(UserError, match=r"config.words.width=9: the rows of .* have 8 numbers"):
+        kept.keep_words(config, RunDir(tmp_path / "other"))
