@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         describe,
         edit,
         evaluate,
+        fewshot,
         import_,
         preflight,
         prepare,
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     making = prepare, import_, preflight, train
-    using = sample, edit, caption, describe, rerank, evaluate, compare, configs
+    using = sample, edit, caption, describe, fewshot, rerank, evaluate, compare, configs
     for module in (*making, *using):
         name = module.__name__.rsplit(".", 1)[-1].rstrip("_")
         verb = verbs.add_parser(

@@ -155,7 +155,7 @@ def test_a_prompt_without_room_is_said_before_anything_is_asked(tmp_path):
 
 
 def test_prompts_of_like_length_are_read_together(monkeypatch):
-    monkeypatch.setattr(fewshot, "_TOKENS", 12)
+    monkeypatch.setattr(fewshot, "_TOKENS", 11)
     read = []
 
     class Lengths:
@@ -165,7 +165,7 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
 
     asked = [fewshot.Question([0] * n, [[n]]) for n in (6, 2, 20, 3, 4, 5)]
     assert fewshot.score(Lengths(), asked) == [[6], [2], [20], [3], [4], [5]]
-    assert read == [[2, 3, 4], [5, 6], [20]]
+    assert read == [[2, 3], [4, 5], [6], [20]]
 
 
 def test_overlap_by_hand():
@@ -182,6 +182,15 @@ def test_overlap_by_hand():
         fewshot.overlap(episode, Column(True, 1, 0), seen, 1), [[1, 0], [0, 1]]
     )
     np.testing.assert_allclose(fewshot_scores.hits(got, episode), [1, 0.5])
+
+
+def test_the_rules_by_hand(tmp_path):
+    answers = fewshot.Answers(eps.Path(tmp_path / "answers"), RECIPE)
+    setting, episode = fewshot.Setting("words", 5, fewshot.FEW), EPISODES[0]
+    rows = [[reader.Scores(-6.0, 3), reader.Scores(-4.0, 1)]] * 2
+    answers.add(setting, [episode], rows)
+    np.testing.assert_array_equal(answers.scores(setting, episode, "sum"), [[-6, -4]] * 2)
+    np.testing.assert_array_equal(answers.scores(setting, episode, "mean"), [[-2, -4]] * 2)
 
 
 def test_dealing_keeps_the_words_and_forgets_their_images():

@@ -1,0 +1,195 @@
+"""Ask a frozen language model what images show, of a few examples, by the words of a run."""
+
+import dataclasses
+import signal
+
+from mmx.cli import arguments
+from mmx.core import preemption, storage
+from mmx.core.errors import UserError
+from mmx.core.run_dir import parse_run
+from mmx.models import registry
+
+HELP = "ask a frozen language model what images show, by a run's words"
+EXAMPLES = """\
+examples:
+  mmx fewshot runs/spae --source tfds:fashion_mnist
+  mmx fewshot runs/a --source tfds:openmoji/32 --queries tfds:noto/64 --label group --key codepoints
+  mmx fewshot runs/spae --source tfds:scenes/32 --ask count --ways 3
+  mmx fewshot runs/spae --source tfds:openmoji/32 --captions --baseline runs/lqae
+  mmx fewshot runs/spae --source tfds:fashion_mnist --ways 5 --lm HuggingFaceTB/SmolLM2-1.7B
+
+Each episode shows images of a few classes, as words with their answers, and asks about one more of
+each class. Seven columns as in the tables of Frozen and SPAE (with and without the list of answers
+before, 1, 3 and 5 images of a class, and those shown again), their mean, and one column at other
+numbers of words. Beside them: the words dealt anew among an episode's images, what the words tell
+with no language model (which class shares more of them), and a second run.
+
+Answers are chosen among the candidates, each scored whole; so chance is one in --ways.
+OUT holds episodes.json (which images, which answers, in which order), answers.jsonl (each score),
+results.json and episode.png. Stopped, the same command goes on.
+"""
+_UP_TO = 85  # ours: words of an image that are still a prompt of few examples
+
+
+def add_arguments(parser):
+    parser.add_argument("run_dir", metavar="RUN[@STEP]")
+    parser.add_argument(
+        "--lm",
+        default="smollm2-135m-instruct",
+        help="as `mmx prepare lm` named it, a folder, or an id of the Hugging Face hub; of the "
+        "vocabulary that the run's words are of (default: %(default)s)",
+    )
+    of = parser.add_argument_group("images and answers")
+    of.add_argument("--source", required=True, metavar="tfds:NAME", help="of what is shown")
+    of.add_argument("--split", default="train", help="default train")
+    of.add_argument("--queries", metavar="tfds:NAME", help="of what is asked (default: same)")
+    of.add_argument("--query-split", default="test", help="default test")
+    kind = of.add_mutually_exclusive_group()
+    kind.add_argument("--label", metavar="FIELD", help="of the classes (default: the one label)")
+    kind.add_argument("--captions", action="store_true", help="choose among captions")
+    kind.add_argument("--ask", metavar="colour|kind|count|relation", help="of scenes")
+    of.add_argument(
+        "--key", metavar="FIELD", help="of both, by which one lends the other its --label"
+    )
+    how = parser.add_argument_group("how they are asked")
+    how.add_argument("--ways", type=arguments.count, default=2, help="classes (default 2)")
+    how.add_argument("--episodes", type=arguments.count, default=25, help="default 25")
+    how.add_argument("--words", type=arguments.count, default=5, help="of an image (default 5)")
+    how.add_argument(
+        "--budgets",
+        metavar="N,N",
+        type=lambda text: [arguments.count(n) for n in text.split(",")],
+        help=f"other numbers of words (default: all layers' up to {_UP_TO})",
+    )
+    how.add_argument("--baseline", metavar="RUN[@STEP]", help="whose words are asked about, too")
+    how.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
+    parser.add_argument("--out", metavar="DIR", help="default: in RUN/fewshot/")
+    parser.add_argument("--data_dir", help="where data sets and language models lie")
+
+
+def run(args) -> int:
+    run_dir, step = parse_run(args.run_dir)
+    step = run_dir.steps()[-1] if step is None else step
+    config = run_dir.config()
+    registry.check_words(config, f"mmx fewshot: {run_dir.path}")
+    data_dir = args.data_dir or config.data.data_dir or None
+    out = storage.path(args.out) if args.out else run_dir.path / "fewshot" / _name(args, step)
+    arguments.check_writable(f"--out={out}", out)
+
+    from mmx.cli.backend import start_jax
+    from mmx.cli.run import load_run
+    from mmx.eval import episodes as eps
+    from mmx.eval import fewshot, fewshot_data, fewshot_report, prompts
+    from mmx.pretrained.lm_packages import open_lm
+    from mmx.pretrained.lm_tokenizer import load_tokenizer
+
+    start_jax()
+    task = args.ask or ("captions" if args.captions else "classes")
+    template = prompts.TEMPLATES["questions" if args.ask else task]
+    repository = open_lm(args.lm, data_dir)
+    tokenizer = load_tokenizer(repository)
+    sides = fewshot_data.open_sides(
+        args.source, args.split, args.queries or args.source, args.query_split, data_dir
+    )
+    recipe = {"task": task, "label": args.label, "key": args.key, "seed": args.seed,
+              "ways": args.ways, "episodes": args.episodes, "shots": eps.SHOTS,
+              **fewshot_data.facts(sides)}  # fmt: skip
+    drawn = fewshot_data.draw(
+        sides, task, args.label, args.key, args.seed, args.episodes, args.ways, data_dir
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    episodes = eps.keep(out / "episodes.json", recipe, drawn)
+
+    opened = {"words": load_run(run_dir.path, step)}
+    if args.baseline:
+        opened["baseline"] = _baseline(args.baseline)
+    for one in opened.values():
+        _check_lm(one, tokenizer)
+    pyramid = opened["words"].task.pyramid
+    budgets = sorted({args.words, *(args.budgets or (n for n in pyramid.ends if n <= _UP_TO))})
+    for budget in budgets:
+        pyramid.layers_of(budget)  # raises for what ends within a layer
+    recipe |= {"run": _identity(opened["words"]), "template": dataclasses.asdict(template),
+               "baseline": _identity(opened["baseline"]) if args.baseline else None,
+               "lm": args.lm, "lm_vocabulary": tokenizer.vocab_hash}  # fmt: skip
+    answers = fewshot.Answers(out / "answers.jsonl", recipe)
+    settings = fewshot.plan(budgets, args.words, ("words", "shuffled", *[*opened][1:]))
+    with preemption.watch((signal.SIGTERM,)):
+        try:
+            words = {r: _words(r, o, pyramid, sides, episodes) for r, o in opened.items()}
+            reading = fewshot_report.Reading(
+                words, template, tokenizer, opened["words"].task.vocabulary, args.seed, task
+            )
+            lm = _language_model(repository, opened["words"].mesh)
+            fewshot.complete(answers, settings, episodes, reading.ask, lm, lm.arch.context)
+        except preemption.Interrupted:
+            raise preemption.Preempted(
+                "stopped; what was answered is kept, and the same command goes on"
+            ) from None
+    attribution = [run_dir.attribution(), *(s.info.attribution for s in sides if s is not None)]
+    lines = fewshot_report.write(
+        out, recipe, answers, settings, episodes, reading, sides, args.words,
+        "; ".join(dict.fromkeys(filter(None, attribution))),
+    )  # fmt: skip
+    print("\n".join(lines))
+    return 0
+
+
+def _name(args, step: int) -> str:
+    """Of a folder: what is asked, of which images, by whom."""
+    parts = [args.source, args.queries or "", args.label or args.ask or ""]
+    parts += ["captions"] if args.captions else []
+    told = [part.removeprefix("tfds:") for part in parts if part]
+    told += [f"{args.ways}way", args.lm, f"step{step}", f"seed{args.seed}"]
+    return "-".join(told).replace("/", "_").strip(".")
+
+
+def _baseline(spec: str):
+    from mmx.cli.run import load_run
+
+    run_dir, step = parse_run(spec)
+    registry.check_words(run_dir.config(), f"--baseline={spec}")
+    return load_run(run_dir.path, step)
+
+
+def _identity(opened) -> str:
+    name = storage.absolute(opened.dir.path).name
+    return f"{name}@{opened.step} ({opened.dir.identity(opened.step)})"
+
+
+def _check_lm(opened, tokenizer) -> None:
+    """Raises UserError: the run's words are of another language model's vocabulary."""
+    try:
+        opened.task.vocabulary.check_lm(tokenizer)
+    except UserError as error:
+        raise UserError(f"--lm: {opened.dir.path}: {error}") from error
+
+
+def _words(reading: str, opened, pyramid, sides, episodes):
+    """(role, image) -> ids of the language model, at the cells of the pyramid."""
+    from mmx.eval import fewshot_data
+
+    vocabulary = opened.task.vocabulary
+    weights = opened.params, opened.extra, opened.frozen
+    encode = opened.task.to_words(opened.mesh)
+
+    def to_words(image_BHWC):
+        words_BT = encode(*weights, image_BHWC)
+        words_BT = fewshot_data.at_cells(words_BT, opened.task.pyramid, pyramid)
+        return vocabulary.lm_ids(words_BT)
+
+    size = opened.config.data.image_size
+    images = fewshot_data.images_of(episodes)
+    return fewshot_data.encode(sides, images, size, to_words, f"describe ({reading})")
+
+
+def _language_model(repository, mesh):
+    """On all devices where there are several."""
+    from mmx.models.language_model import FrozenLM
+    from mmx.pretrained.causal_lm import load_causal_lm
+    from mmx.train.sharding import infer_shardings
+
+    if mesh.size == 1:
+        return FrozenLM(*load_causal_lm(repository))
+    arch, params = load_causal_lm(repository, lambda boxed: infer_shardings(boxed, mesh))
+    return FrozenLM(arch, params, mesh=mesh)

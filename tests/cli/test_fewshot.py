@@ -1,0 +1,150 @@
+"""`mmx fewshot`: a run whose words are the image's own, asked of a reader that is right."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mmx.cli.main import main
+from mmx.core.config import to_json
+from mmx.data.vocabulary import Vocabulary
+from mmx.eval.png import read_metadata
+from mmx.ops.pyramid import Pyramid
+from tests.data import tiny_tfds
+from tests.eval import reader
+
+NAMES = reader.NAMES[:3]
+
+
+class GreyWords:
+    """Task of a run: the words of a grey image are three of its class, at all cells."""
+
+    def __init__(self, sides):
+        ids = reader.word_ids()
+        strings = tuple(f" {word}" for word in reader.WORDS)
+        self.vocabulary = Vocabulary(ids, strings, reader.tokenizer().vocab_hash)
+        self.pyramid = Pyramid(sides)
+
+    def to_words(self, mesh):
+        def run(params, extra, frozen, image_BHWC):
+            assert image_BHWC.shape[1:] == (4, 4, 3)
+            kind = image_BHWC[:, 0, 0, 0].astype(int) % 3
+            at = np.arange(self.pyramid.ends[-1]) % 3
+            return (3 * kind[:, None] + at).astype(np.int32)
+
+        return run
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """A function: flags of `mmx fewshot` -> (exit code, its folder)."""
+    import ml_collections
+
+    features = {
+        "image": tiny_tfds.IMAGE,
+        "caption": tiny_tfds.TEXT,
+        "label": tiny_tfds.tfds.features.ClassLabel(names=[n.replace(" ", "_") for n in NAMES]),
+    }
+    grey = lambda n: {"image": tiny_tfds.png(n), "caption": f"c{n}", "label": n % 3}
+    tiny_tfds.build(tmp_path, "greys", features, map(grey, range(60)))
+    tiny_tfds.build(tmp_path, "more", features, [grey(n) for n in range(30)], splits=("test",))
+    runs = {"run": (1, 2, 4), "flat": (4,)}
+    config = {"family": "spae", "data": {"data_dir": str(tmp_path), "image_size": 4}}
+    for name in runs:
+        (tmp_path / name / "checkpoints" / "7" / "model").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text("{}")
+        text = to_json(ml_collections.ConfigDict(config))
+        (tmp_path / name / "config.json").write_text(text)
+
+    def load_run(path, step=None):
+        from mmx.core.run_dir import RunDir
+
+        task = GreyWords(runs[RunDir(path).path.name])
+        of = ml_collections.ConfigDict(config)
+        return SimpleNamespace(dir=RunDir(path), step=7, config=of, task=task, mesh=None,
+                               params=None, extra=None, frozen=None)  # fmt: skip
+
+    lm = reader.Oracle()
+    lm.arch = SimpleNamespace(context=4000)
+    monkeypatch.setattr("mmx.cli.run.load_run", load_run)
+    monkeypatch.setattr("mmx.cli.backend.start_jax", lambda: None)
+    monkeypatch.setattr("mmx.cli.fewshot._language_model", lambda repository, mesh: lm)
+    folder = tmp_path / "weights" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"bos_token_id": 0}')
+    (folder / "tokenizer.json").write_text(reader.tokenizer().to_str())
+
+    def run(*flags, out="out"):
+        command = ["fewshot", f"{tmp_path}/run", "--lm", "tiny", "--source", "tfds:greys"]
+        command += ["--queries", "tfds:more", "--episodes", "3", "--out", f"{tmp_path}/{out}"]
+        return main([*command, *flags]), tmp_path / out
+
+    run.lm = lm
+    return run
+
+
+def test_what_is_asked_and_kept(asked, capsys):
+    flags = ["--ways", "3", "--baseline", str(asked("--ways", "3")[1].parent / "flat")]
+    capsys.readouterr()
+    code, out = asked(*flags, out="two")
+    assert code == 0
+    told = capsys.readouterr().out
+    assert "3 episodes, 9 queries of 3 classes; chance 0.33" in told
+    assert "1 shot, 21 words" in told and "words less baseline, mean of seven" in told
+    results = json.loads((out / "results.json").read_text())
+    scores = {(s["reading"], s["budget"], s["column"], s["rule"]): s["value"]
+              for s in results["scores"]}  # fmt: skip
+    for reading in ("words", "baseline"):
+        for rule in ("sum", "mean", "overlap"):
+            assert scores[reading, 5, "mean of seven", rule] == 1.0
+            assert scores[reading, 1, "1 shot", rule] == scores[reading, 21, "1 shot", rule] == 1.0
+    assert scores["shuffled", 5, "mean of seven", "sum"] < 0.8
+    recipe = results["recipe"]
+    assert recipe["asked"]["source"] == "more" and recipe["run"].startswith("run@7 (")
+    assert recipe["template"]["before"] == "###\nInput:" and recipe["baseline"].startswith("flat@7")
+    assert read_metadata(out / "episode.png")["recipe"] == recipe
+    # The same command asks nothing again; of a killed one the rest, to the same bytes.
+    files = {name: (out / name).read_bytes() for name in ("answers.jsonl", "results.json")}
+    before = asked.lm.asked
+    assert asked(*flags, out="two")[0] == 0 and asked.lm.asked == before
+    (out / "results.json").unlink()
+    lines = files["answers.jsonl"].splitlines(keepends=True)
+    (out / "answers.jsonl").write_bytes(b"".join(lines[: 1 + 9 * 5]))
+    assert asked(*flags, out="two")[0] == 0 and before < asked.lm.asked < 2 * before
+    assert files == {name: (out / name).read_bytes() for name in files}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ways", "9"], "--ways=9: 3 classes have 5 images"),
+        (["--words", "3"], "3 words: whole layers of this pyramid end at 1, 5, 21"),
+        (["--budgets", "2"], "2 words: whole layers"),
+        (["--label", "kind"], "--label=kind: greys has no such field"),
+        (["--ask", "count"], "--ask=count: greys has no factors"),
+        (["--query-split", "none"], "data.split=none: more has the splits test"),
+        (["--lm", "other"], "other: neither a folder"),
+        (["--ask", "count", "--captions"], "not allowed with argument"),
+        (["--budgets", "1,x"], "--budgets"),
+    ],
+)
+def test_bad_input(asked, flags, message, capsys):
+    assert asked(*flags)[0] == 2
+    assert message in capsys.readouterr().err and asked.lm.asked == 0
+
+
+def test_another_study_in_the_same_folder(asked, capsys):
+    assert asked()[0] == 0
+    assert asked("--seed", "1")[0] == 2
+    assert "made with seed=0, not 1; name another --out" in capsys.readouterr().err
+
+
+def test_a_language_model_of_another_vocabulary(asked, capsys, tmp_path):
+    other = tmp_path / "weights" / "other"
+    shutil.copytree(tmp_path / "weights" / "tiny", other)
+    text = (other / "tokenizer.json").read_text().replace("<|begin|>", "<|start|>")
+    (other / "tokenizer.json").write_text(text)
+    assert asked("--lm", "other")[0] == 2
+    assert "the language model's vocabulary has the hash" in capsys.readouterr().err
