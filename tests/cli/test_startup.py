@@ -14,7 +14,7 @@ from mmx.cli.main import _parser, main
 from mmx.cli.train import resolve
 
 REPO = Path(__file__).resolve().parents[2]
-VERBS = ("prepare", "preflight", "train", "sample", "evaluate", "configs")
+VERBS = ("prepare", "preflight", "train", "sample", "fewshot", "evaluate", "configs")
 LIGHT = """
 import sys
 import mmx
