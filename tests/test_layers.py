@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "pretrained": _GROUND,
     "protocols": {"core"},
     "family": _GROUND | {"pretrained", "protocols"},
-    "models": _GROUND | {"pretrained", "protocols", "train"},
+    "models": _GROUND | {"pretrained", "protocols", "train", "eval"},
     "task": _GROUND | {"pretrained", "protocols", "train", "eval", "family", "models"},
     "cli": _GROUND | {"pretrained", "protocols", "train", "eval", "models"},
     "mmx": {"cli"},

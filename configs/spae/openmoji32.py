@@ -60,14 +60,14 @@ def get_config(arg=""):
         standardize=True,
         fill="nearest",
         short=0.3,  # of the rows are drawn from fewer layers than all
-        commitment=0.33,
+        commitment=0.1,
     )
     c.guidance = dict(
         teacher="captions",
         sentences="minilm",
         prompts=("a picture of {}",),
         thresholds=(0.98, 0.9, 0.8),
-        weight=2.0,
+        weight=4.0,
         temperature=4.0,  # rows have the length sqrt(32)
     )
     c.loss = dict(l1=0.0, l2=1.0, perceptual=0.0, adversarial=0.0)
@@ -83,7 +83,9 @@ def get_config(arg=""):
         accum=1,
     )
     c.mesh = dict(slice=1, data=-1, fsdp=1, tensor=1)
-    c.eval = dict(splits=("test",), examples=256, metrics=(), scorer="")
+    c.eval = dict(
+        splits=("test",), examples=256, metrics=("kid_mobilenetv2_96px", "ssim"), scorer=""
+    )
     c.log_every = 10 if tiny else 50
     c.eval_every = 10 if tiny else 250
     c.preview_every = 10 if tiny else 500

@@ -225,6 +225,9 @@ def _settings(r: _Named) -> dict[str, Any]:
         if (folder / "pin.json").is_file():
             pin = json.loads(storage.read_text(folder / "pin.json"))
             out[f"{folder.name} (weights)"] = f"step {pin['step']}, {pin['sha256'][:8]}"
+        if (folder / "kept.json").is_file():  # words of a language model
+            kept = json.loads(storage.read_text(folder / "kept.json"))
+            out[folder.name] = ", ".join(digest[:8] for digest in kept["sha256"].values())
     return out | {"data (fingerprint)": (r.dir.data() or {}).get("fingerprint", "unknown")[:8]}
 
 

@@ -17,14 +17,11 @@ def kind(config) -> str:
     registry.check_family(config)
     if "sample" in config:
         return DRAWS
-    return REBUILDS if registry.is_codec(config) else NONE
+    return REBUILDS if registry.rebuilds(config) else NONE
 
 
 def rebuilt(opened: "Run", image_u8: "np.ndarray") -> "np.ndarray":
     """uint8 [n, H, W, 3] through an image tokenizer -> uint8 of the same shape."""
-    import numpy as np
-
     from mmx.eval.images import finite, to_uint8
 
-    rebuild = opened.task.reconstruct(opened.mesh)
-    return to_uint8(finite(np.asarray(rebuild(opened.params, opened.extra, image_u8)[0])))
+    return to_uint8(finite(opened.task.rebuild(opened, image_u8)))

@@ -217,15 +217,14 @@ class EmbeddingTask(Task, Protocol):
 
 
 class RebuildingTask(MeasuredTask, Protocol):
-    """A task of an image tokenizer: the registry has its family among the codecs."""
+    """A task whose runs give images back, as an image tokenizer's do."""
 
-    def reconstruct(self, mesh: Any):
-        """``(params, extra, image_u8 [B, H, W, 3]) -> (float32 [B, H, W, 3], what it was coded as:
-        int32 codes, or a dict of arrays)``."""
+    def rebuild(self, run: OpenRun, image_u8: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, H, W, 3], about [-1, 1], all that the run keeps."""
         ...
 
 
-class WordsTask(Task, Protocol):
+class WordsTask(RebuildingTask, Protocol):
     """A task of images that become words of a frozen language model, and of words drawn.
 
     Attributes:

@@ -70,8 +70,13 @@ def check_family(config) -> None:
 
 
 def is_codec(config) -> bool:
-    """Is a run with this config an image tokenizer: does it rebuild images?"""
+    """Is a run with this config an image tokenizer that later models can be trained on?"""
     return config.family in _CODECS
+
+
+def rebuilds(config) -> bool:
+    """Do a family's runs give images back: are their tasks a RebuildingTask?"""
+    return is_codec(config) or has_words(config)
 
 
 def check_codec(config, field: str) -> None:

@@ -18,7 +18,7 @@ from mmx.core.run_dir import RunDir
 from mmx.data.vocabulary import Vocabulary, make_vocabulary, read_words
 
 _STAGE = "words"
-_TABLE, _WORDS, _PIN = "table.safetensors", "vocabulary.json", "pin.json"
+_TABLE, _WORDS, _KEPT = "table.safetensors", "vocabulary.json", "kept.json"
 
 
 class Words(NamedTuple):
@@ -87,7 +87,7 @@ def keep_words(config, run) -> Words:
     """
     table_width(config.words)
     folder = run.stage(_STAGE)
-    if not (folder / _PIN).is_file():
+    if not (folder / _KEPT).is_file():
         _make(config, folder)
     return load_words(folder)
 
@@ -98,16 +98,16 @@ def load_words(folder) -> Words:
     Raises:
       UserError: its files are not those that were kept.
     """
-    if not (folder / _PIN).is_file():
+    if not (folder / _KEPT).is_file():
         raise UserError(f"{folder}: the run has no words yet; train it a step")
-    pin = json.loads(storage.read_text(folder / _PIN))
+    kept = json.loads(storage.read_text(folder / _KEPT))
     files = {name: folder / name for name in (_TABLE, _WORDS)}
     parts = {n: storage.read_bytes(f) if f.is_file() else b"" for n, f in files.items()}
     for name, data in parts.items():
-        if _digest(data) != pin["sha256"][name]:
+        if _digest(data) != kept["sha256"][name]:
             raise UserError(
                 f"{files[name]}: changed or damaged since it was kept; put back the one of sha256 "
-                f"{pin['sha256'][name]}"
+                f"{kept['sha256'][name]}"
             )
     return Words(Vocabulary.from_json(parts[_WORDS].decode()), load(parts[_TABLE])["table"])
 
@@ -147,9 +147,9 @@ def _make(config, folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in parts.items():
         storage.write(folder / name, data)
-    # Written last: a folder with a pin is whole.
-    pin = {"lm": words.lm, "sha256": {name: _digest(data) for name, data in parts.items()}}
-    storage.write(folder / _PIN, json.dumps(pin, indent=2) + "\n")
+    # Written last: a folder with this file is whole.
+    kept = {"lm": words.lm, "sha256": {name: _digest(data) for name, data in parts.items()}}
+    storage.write(folder / _KEPT, json.dumps(kept, indent=2) + "\n")
 
 
 def _digest(data: bytes) -> str:

@@ -39,7 +39,7 @@ def where(tmp_path_factory):
     for name, data in parts.items():
         (run.stage("words") / name).write_bytes(data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-    (run.stage("words") / "pin.json").write_text(json.dumps({"lm": "here", "sha256": digests}))
+    (run.stage("words") / "kept.json").write_text(json.dumps({"lm": "here", "sha256": digests}))
     task = make_task(config, run)
     params, extra = jax.jit(lambda key: nn.unbox(task.init(key)))(rngs.base_key(0))
     params = jax.tree.map(

@@ -74,7 +74,7 @@ def write_kept(folder, parts: dict[str, bytes]) -> None:
     for name, data in parts.items():
         (folder / name).write_bytes(data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-    (folder / "pin.json").write_text(json.dumps({"lm": "elsewhere", "sha256": digests}))
+    (folder / "kept.json").write_text(json.dumps({"lm": "elsewhere", "sha256": digests}))
 
 
 @pytest.fixture(scope="session")

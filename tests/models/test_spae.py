@@ -118,10 +118,10 @@ def loss_of(task, params, extra, batch, train=False):
 def test_the_guidance_is_as_heavy_as_the_appearance_and_moves_the_encoder_alone(trained, build):
     task, (params, extra), _, batch = trained
     (total, (metrics, _)), gradient = loss_of(task, params, extra, batch)
-    appearance = metrics["loss/l2"] + 0.33 * metrics["loss/commitment"]
-    assert total == pytest.approx(float(3 * appearance), rel=1e-5)
+    appearance = metrics["loss/l2"] + 0.1 * metrics["loss/commitment"]
+    assert total == pytest.approx(float(5 * appearance), rel=1e-5)
     weighted = metrics["guidance/weight"] * metrics["loss/guidance"]
-    assert weighted == pytest.approx(float(2 * appearance), rel=1e-5)
+    assert weighted == pytest.approx(float(4 * appearance), rel=1e-5)
     without = build.spae(changes=SMALL | {"guidance.weight": 0.0})
     (plain, _), plain_gradient = loss_of(without, params, extra, batch)
     assert plain == pytest.approx(float(appearance), rel=1e-5)

@@ -40,9 +40,13 @@ class Rebuilding:
         self.source = open_source(data.source, split, data.data_dir)
 
     def run(self, params, extra, frozen) -> Iterator[tuple[str, float]]:
-        """Yields ``<split>/psnr_<layers>`` in dB, ``<split>/words`` (how many different ones),
+        """Yields ``<split>/psnr`` in dB, of all layers and the name that the log shows, and
+        ``<split>/psnr_<layers>``; ``<split>/words`` (how many different ones),
         ``<split>/words_<layer>``, ``<split>/perplexity_<layer>``."""
-        for name, score in self.scores(params, extra, frozen)[0].items():
+        scores = self.scores(params, extra, frozen)[0]
+        last = self.task.pyramid.num_layers
+        yield f"{self.split}/psnr", scores[f"{self.split}/psnr_{last}"].value
+        for name, score in scores.items():
             yield name, score.value if isinstance(score, Score) else score
 
     def scores(self, params, extra, frozen) -> tuple[dict[str, Score | float], np.ndarray]:
@@ -173,4 +177,5 @@ def report(task, run: OpenRun, seed: int) -> Report:
         ),
         credit=f"Images and what is left of them: {attribution}." if attribution else "",
         info={"settings": {}, "prompts": texts, "attribution": attribution},
+        measured=lambda: rebuilding.measured(task, run, seed),
     )

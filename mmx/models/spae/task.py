@@ -13,6 +13,7 @@ from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, shift_flip
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
+from mmx.models import rebuilding
 from mmx.models.image_loss import ImageLosses
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.spae import loss as losses
@@ -221,6 +222,16 @@ class SpaeTask:
     def report(self, run, seed: int):
         """:func:`mmx.models.spae.report.report`."""
         return reports.report(self, run, seed)
+
+    def measured(self, run, seed: int):
+        """:func:`mmx.models.rebuilding.measured`."""
+        return rebuilding.measured(self, run, seed)
+
+    def rebuild(self, run, image_u8: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, H, W, 3], about [-1, 1], by all words."""
+        weights = run.params, run.extra, run.frozen
+        words_BT = self.to_words(run.mesh)(*weights, image_u8)
+        return self.from_words(run.mesh)(*weights, words_BT)
 
     def options(self, **changes):
         """SPAE draws from words, not from prompts.

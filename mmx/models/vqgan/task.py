@@ -16,6 +16,7 @@ from mmx.eval.images import to_uint8
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
+from mmx.models import rebuilding
 from mmx.models.image_loss import ImageLosses
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import report as reports
@@ -167,8 +168,12 @@ class VqganTask:
         return reports.report(self, run, seed)
 
     def measured(self, run, seed: int):
-        """:func:`mmx.models.vqgan.report.measured`."""
-        return reports.measured(self, run, seed)
+        """:func:`mmx.models.rebuilding.measured`."""
+        return rebuilding.measured(self, run, seed)
+
+    def rebuild(self, run, image_u8: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, H, W, 3], about [-1, 1]."""
+        return np.asarray(self.reconstruct(run.mesh)(run.params, run.extra, image_u8)[0])
 
     def options(self, **changes):
         """A tokenizer draws nothing by itself.
