@@ -35,17 +35,27 @@ def meaning_scores(
       other groups' captions to which the words are less alike than to their own, ties half: 0.5 by
       chance.
     """
-    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
-    other_NN = group_N[:, None] != group_N
     scores = {}
     for layer, end in enumerate(ends):
-        mean_NE = meaning_VE[words_NT[:, :end]].mean(1)
-        alike_NN = mean_NE @ caption_NE.T
-        own_N1 = np.diagonal(alike_NN)[:, None]
-        count_N = other_NN.sum(-1)
-        margin_N = own_N1[:, 0] - (alike_NN * other_NN).sum(-1) / count_N
-        below_NN = (alike_NN < own_N1) + 0.5 * (alike_NN == own_N1)
-        rank_N = (below_NN * other_NN).sum(-1) / count_N
-        scores[f"meaning_{layer + 1}"] = stats.mean(margin_N, group_N)
-        scores[f"meaning_rank_{layer + 1}"] = stats.mean(rank_N, group_N)
+        margin_N, rank_N = margins(words_NT[:, :end], meaning_VE, caption_NE, groups)
+        scores[f"meaning_{layer + 1}"] = stats.mean(margin_N, groups)
+        scores[f"meaning_rank_{layer + 1}"] = stats.mean(rank_N, groups)
     return scores
+
+
+def margins(
+    words_NT: np.ndarray, meaning_VE: np.ndarray, caption_NE: np.ndarray, groups: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image what :func:`meaning_scores` is the mean of, by all of these words.
+
+    Returns:
+      (float [N], cosine with its own caption less that with others'; float [N], its rank).
+    """
+    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    other_NN = group_N[:, None] != group_N
+    alike_NN = meaning_VE[words_NT].mean(1) @ caption_NE.T
+    own_N1 = np.diagonal(alike_NN)[:, None]
+    count_N = other_NN.sum(-1)
+    margin_N = own_N1[:, 0] - (alike_NN * other_NN).sum(-1) / count_N
+    below_NN = (alike_NN < own_N1) + 0.5 * (alike_NN == own_N1)
+    return margin_N, (below_NN * other_NN).sum(-1) / count_N
