@@ -2,8 +2,8 @@
 
 The classes are what an interval is about: of ten classes, a hundred queries of one say little more
 than ten. It speaks of them and of the episodes, not of training seeds. Of few classes the bootstrap
-says too little: of means and differences, which have no other, the interval is the wider of that by
-class and that by episode.
+says too little: of differences, which have no other, the interval is the wider of that by class and
+that by episode.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,10 +62,7 @@ def summary(
     scores, differences = [], []
     for (reading, budget, column, rule), values in hit.items():
         name = {"reading": reading, "budget": budget, "column": str(column), "rule": rule}
-        if column == MEAN:
-            scores.append(name | _mean(values, classes, numbers))
-        else:
-            scores.append(name | _plain(stats.proportion(values, classes)))
+        scores.append(name | _plain(stats.proportion(values, classes)))
         if reading != "words" and ("words", budget, column, rule) in hit:
             more = hit["words", budget, column, rule] - values
             differences.append(name | _mean(more, classes, numbers))
