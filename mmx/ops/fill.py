@@ -1,6 +1,6 @@
 """What a decoder sees at cells of a grid that have nothing yet: a fill by name, never in silence.
 
-Legend: B batch, h w grid, S cells (S = h*w), P stages, Z width.
+Legend: B batch, h w grid (of a video t h w), S cells (S = h*w), P stages, Z width.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def _mask(x_BhwZ, covered_Phw, stage, mask_Z):
 
 
 def _nearest(x_BhwZ, covered_Phw, stage, mask_Z):
-    batch, height, width, channels = x_BhwZ.shape
+    batch, channels = x_BhwZ.shape[0], x_BhwZ.shape[-1]
     owner = _of(nearest_covered(covered_Phw)[..., None], stage)  # [S, 1], or [B, S, 1] by row
-    owner_BS1 = jnp.broadcast_to(owner, (batch, height * width, 1))
-    x_BSZ = x_BhwZ.reshape(batch, height * width, channels)
+    x_BSZ = x_BhwZ.reshape(batch, -1, channels)
+    owner_BS1 = jnp.broadcast_to(owner, (*x_BSZ.shape[:2], 1))
     return jnp.take_along_axis(x_BSZ, owner_BS1, axis=1).reshape(x_BhwZ.shape)
 
 
@@ -65,16 +65,16 @@ def fill_cells(
 
 
 def nearest_covered(covered_Phw: np.ndarray) -> np.ndarray:
-    """int32 [P, S]: the covered cell (row * w + column) that is nearest to each cell.
+    """int32 [P, S]: the covered cell that is nearest to each cell, each counted frame by frame and
+    row by row (row * w + column).
 
-    A covered cell is its own; among equally near ones it is the first, row by row.
+    A covered cell is its own; among equally near ones it is the first. A step in time is as long as
+    one in space (ours).
     """
-    cells = np.arange(covered_Phw[0].size)
-    row_S, column_S = np.divmod(cells, covered_Phw.shape[2])
+    place_nS = np.indices(covered_Phw.shape[1:]).reshape(covered_Phw.ndim - 1, -1)
     owners = []
     for covered_hw in covered_Phw:
         covered = np.flatnonzero(covered_hw)
-        down = row_S[:, None] - row_S[covered]
-        across = column_S[:, None] - column_S[covered]
-        owners.append(covered[(down**2 + across**2).argmin(-1)])
+        apart = sum((at_S[:, None] - at_S[covered]) ** 2 for at_S in place_nS)
+        owners.append(covered[apart.argmin(-1)])
     return np.asarray(owners, np.int32)

@@ -8,13 +8,14 @@
 
 The upper layers have few cells: what a decoder sees at cells without a word is its `fill`.
 The table gets no gradient, so the encoder has to move to the words.
-Legend: B batch, h w latent grid, p q grid of one layer, S cells (S = h*w), T words of all layers,
-P layers, V words of the table, Z width.
+Legend: B batch, h w latent grid, p q grid of one layer, T words of all layers, P layers, V words of
+the table, Z width. A video's grid has a time axis in front: for h w read t h w, for p q o p q.
 Source: arXiv 2306.17842 sec. 3 (SPAE).
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,22 +37,32 @@ class Pyramid:
     sides: rows (and columns) of each layer's square grid; each divides the largest, which is the
       latent grid. The default is SPAE's for 128x128 images: 597 words.
     scheme: of `SCHEMES`: "saq", SPAE's streaming average; "rq", residuals; "area", VAR's.
+    frames: of a video, the frames of each layer, which divide the most; () for an image. (The
+      paper's sizes for video are not known to us.)
 
     Raises:
-      UserError: a side that does not divide the largest; a scheme of another name.
+      UserError: a side or frames that do not divide the largest; frames of some layers only; a
+        scheme of another name.
     """
 
     sides: tuple[int, ...] = (1, 2, 4, 8, 16, 16)
     scheme: str = "saq"
+    frames: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not self.sides or min(self.sides) < 1:
             raise UserError(f"pyramid.sides={self.sides}: at least one layer, sides of 1 and more")
-        bad = [side for side in self.sides if self.grid % side]
-        if bad:
+        if self.frames and (len(self.frames) != self.num_layers or min(self.frames) < 1):
             raise UserError(
-                f"pyramid.sides={self.sides}: {bad[0]} does not divide the largest, {self.grid}"
+                f"pyramid.frames={self.frames}: 1 and more for each of {self.num_layers} layers, "
+                "or () for images"
             )
+        for field, sizes in (("sides", self.sides), ("frames", self.frames)):
+            bad = [size for size in sizes if max(sizes) % size]
+            if bad:
+                raise UserError(
+                    f"pyramid.{field}={sizes}: {bad[0]} does not divide the largest, {max(sizes)}"
+                )
         choose("pyramid.scheme", SCHEMES, self.scheme)
 
     @property
@@ -64,18 +75,41 @@ class Pyramid:
         return len(self.sides)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the latent grid: (h, w); of a video's (t, h, w)."""
+        return (*((max(self.frames),) if self.frames else ()), self.grid, self.grid)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of each layer's grid: (p, q); of a video's (o, p, q)."""
+        frames = [(count,) for count in self.frames] or [()] * self.num_layers
+        return tuple((*time, side, side) for time, side in zip(frames, self.sides, strict=True))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many words each layer has."""
+        return tuple(map(math.prod, self.shapes))
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """How many words there are up to the end of each layer: 1, 5, 21, 85, 341, 597."""
-        return tuple(np.cumsum(np.square(self.sides)).tolist())
+        return tuple(np.cumsum(self.sizes).tolist())
 
-    def cells(self, layer: int) -> slice:
-        """The rows, and the columns, at which a layer of the dilation subsampler takes its words.
+    def steps(self, layer: int) -> tuple[int, ...]:
+        """Cells from one word of a layer to the next, along each axis of the grid."""
+        return tuple(n // k for n, k in zip(self.shape, self.shapes[layer]))
+
+    def places(self, layer: int) -> tuple[slice, ...]:
+        """Where a layer of the dilation subsampler takes its words, along each axis of the grid.
 
         The centre of each block, or what is one past it: `step * i + step // 2` (the paper's
-        positions counted from 0).
+        positions counted from 0; in time by the same formula, ours).
         """
-        step = self.grid // self.sides[layer]
-        return slice(step // 2, None, step)
+        return tuple(slice(step // 2, None, step) for step in self.steps(layer))
+
+    def cells(self, layer: int) -> slice:
+        """The rows, and the columns, of :meth:`places`."""
+        return self.places(layer)[-1]
 
     def layers_within(self, max_words: int) -> int:
         """How many whole layers there are in at most so many words.
@@ -103,9 +137,13 @@ class Pyramid:
 # ---------------------------------------------------------------- words in a row
 
 
-def flatten(layers: Sequence[jax.Array]) -> jax.Array:
-    """[..., T]: ids [..., p, q] of the first layers, one layer after another, each row by row."""
-    return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in layers], -1)
+def flatten(layers: Sequence[jax.Array], axes: int = 2) -> jax.Array:
+    """[..., T]: ids [..., p, q] of the first layers, one layer after another, each row by row.
+
+    Args:
+      axes: of a layer's grid; 3 for a video, whose layers go frame by frame.
+    """
+    return jnp.concatenate([x.reshape(*x.shape[: x.ndim - axes], -1) for x in layers], -1)
 
 
 def unflatten(pyramid: Pyramid, words: jax.Array) -> list[jax.Array]:
@@ -116,7 +154,7 @@ def unflatten(pyramid: Pyramid, words: jax.Array) -> list[jax.Array]:
     """
     count = pyramid.layers_of(words.shape[-1])
     parts = jnp.split(words, pyramid.ends[: count - 1], -1)
-    return [x.reshape(*x.shape[:-1], p, p) for x, p in zip(parts, pyramid.sides)]
+    return [x.reshape(*x.shape[:-1], *shape) for x, shape in zip(parts, pyramid.shapes)]
 
 
 def prefix(pyramid: Pyramid, words: jax.Array, layers: int) -> jax.Array:
@@ -151,28 +189,27 @@ class Scheme(NamedTuple):
 
 
 def _take(pyramid: Pyramid, layer: int, x_BhwZ):
-    at = pyramid.cells(layer)
-    return x_BhwZ[:, at, at]
+    return x_BhwZ[:, *pyramid.places(layer)]
 
 
 def _put(pyramid: Pyramid, layer: int, e_BpqZ: jax.Array) -> jax.Array:
     """The layer's words at its cells, zeros elsewhere."""
-    step = pyramid.grid // pyramid.sides[layer]
-    edge = (step // 2, step - 1 - step // 2, step - 1)  # before, after, between
-    return jax.lax.pad(e_BpqZ, np.zeros((), e_BpqZ.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
+    edges = [  # before, after, between
+        (step // 2, step - 1 - step // 2, step - 1) for step in pyramid.steps(layer)
+    ]
+    return jax.lax.pad(e_BpqZ, np.zeros((), e_BpqZ.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
 @functools.cache
 def _dilated_counts(pyramid: Pyramid) -> np.ndarray:
-    counts_Phw = np.zeros((pyramid.num_layers, pyramid.grid, pyramid.grid), np.int32)
+    counts_Phw = np.zeros((pyramid.num_layers, *pyramid.shape), np.int32)
     for layer in range(pyramid.num_layers):
-        at = pyramid.cells(layer)
-        counts_Phw[layer:, at, at] += 1
+        counts_Phw[layer:, *pyramid.places(layer)] += 1
     return counts_Phw
 
 
 def _every_cell(pyramid: Pyramid) -> np.ndarray:
-    return np.ones((pyramid.num_layers, pyramid.grid, pyramid.grid), np.int32)
+    return np.ones((pyramid.num_layers, *pyramid.shape), np.int32)
 
 
 def _average_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
@@ -188,16 +225,19 @@ def _residual_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
 
 def _area_target(pyramid: Pyramid, layer: int, z_BhwZ, total_BhwZ):
     """The mean residual of each block."""
-    batch, grid, _, width = z_BhwZ.shape
-    side = pyramid.sides[layer]
-    blocks = (batch, side, grid // side, side, grid // side, width)
-    return (z_BhwZ - total_BhwZ).reshape(blocks).mean((2, 4))
+    batch, width = z_BhwZ.shape[0], z_BhwZ.shape[-1]
+    split = [n for pair in zip(pyramid.shapes[layer], pyramid.steps(layer)) for n in pair]
+    blocks = (z_BhwZ - total_BhwZ).reshape(batch, *split, width)
+    return blocks.mean(tuple(range(2, len(split) + 1, 2)))
 
 
 def _bicubic(pyramid: Pyramid, layer: int, e_BpqZ: jax.Array) -> jax.Array:
-    matrix_hp = bicubic_pytorch(pyramid.sides[layer], pyramid.grid).astype(e_BpqZ.dtype)
-    x = jnp.einsum("hp,bpqz->bhqz", matrix_hp, e_BpqZ, precision="highest")
-    return jnp.einsum("wq,bhqz->bhwz", matrix_hp, x, precision="highest")
+    x, axes = e_BpqZ, "opq"[-len(pyramid.shape) :]
+    for i, (small, large) in enumerate(zip(pyramid.shapes[layer], pyramid.shape)):
+        matrix_hp = bicubic_pytorch(small, large).astype(x.dtype)
+        after = axes.replace(axes[i], "h")
+        x = jnp.einsum(f"h{axes[i]},b{axes}z->b{after}z", matrix_hp, x, precision="highest")
+    return x
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -243,7 +283,7 @@ def quantize(
     """Finds the words of every layer, each at the layer's own cells only.
 
     Args:
-      z_BhwZ: float [B, h, w, Z], h = w = `pyramid.grid`; worked on in float32 at least.
+      z_BhwZ: float [B, h, w, Z], of the grid `pyramid.shape`; worked on in float32 at least.
       table_VZ: float [V, Z], no gradient reaches it. It may lie over the mesh
         (`mmx.ops.lookup.TABLE_AXES`).
       num_words: how many of its rows are words, if not all.
@@ -251,9 +291,10 @@ def quantize(
     Raises:
       ValueError: latents of another grid.
     """
-    grid, scheme = pyramid.grid, SCHEMES[pyramid.scheme]
-    if z_BhwZ.shape[1:3] != (grid, grid):
-        raise ValueError(f"latents {z_BhwZ.shape} for a pyramid of a {grid}x{grid} grid")
+    grid, scheme = pyramid.shape, SCHEMES[pyramid.scheme]
+    if z_BhwZ.shape[1:-1] != grid:
+        size = "x".join(map(str, grid))
+        raise ValueError(f"latents {z_BhwZ.shape} for a pyramid of a {size} grid")
     z_BhwZ = _at_least_float32(z_BhwZ)
     table_VZ = jax.lax.stop_gradient(table_VZ)
     divisor_Phw1 = np.maximum(scheme.divisor(pyramid), 1)[..., None]
@@ -267,7 +308,7 @@ def quantize(
         stages.append(total_BhwZ / divisor_Phw1[layer])
     batch, width = z_BhwZ.shape[0], z_BhwZ.shape[-1]
     targets_BTZ = jnp.concatenate([x.reshape(batch, -1, width) for x in targets], 1)
-    return PyramidWords(flatten(words), targets_BTZ, jnp.stack(stages))
+    return PyramidWords(flatten(words, len(grid)), targets_BTZ, jnp.stack(stages))
 
 
 def reconstruct(

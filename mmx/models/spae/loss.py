@@ -50,7 +50,7 @@ def guidance(
       (float32 scalar, metrics: the share of each guided layer's words that are in its pool).
     """
     layers = len(config.thresholds)
-    end, counts = pyramid.ends[layers - 1], np.square(pyramid.sides[:layers])
+    end, counts = pyramid.ends[layers - 1], pyramid.sizes[:layers]
     threshold_t = jnp.asarray(np.repeat(np.float32(config.thresholds), counts))
     relative_BV = jax.lax.stop_gradient(relative_similarity(similarity_BV))
     chosen_Bt = draw_from_pools(relative_BV, threshold_t, keys_B)
