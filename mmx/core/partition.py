@@ -32,6 +32,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "act_batch": ("slice", "data", "fsdp"),
     "act_len": None,
+    "act_t": None,
     "act_h": None,
     "act_w": None,
     "act_channels": None,

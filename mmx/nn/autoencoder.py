@@ -3,9 +3,15 @@
 Muse (arXiv 2301.00704 sec. 2.2, table 5) fixes: no attention, base width 128, two residual blocks a
 resolution, 8192 codes, f = 16 at 256 pixels and 8 at 512. What it leaves open follows MaskGIT
 (arXiv 2202.04200, its public code): multipliers (1, 1, 2, 2, 4), average-pool down, nearest up.
+The same networks read and draw videos [B, T, H, W, 3], with windows of three frames, halving time
+where they halve space (arXiv 2212.05199 sec. 3.1); `mmx.nn.conv.inflate` makes their parameters
+from an image's.
 
-Axis letters: B batch, H W pixels, h w latent grid, C channels, Z code width.
+Axis letters: B batch, H W pixels, h w latent grid (of a video T H W, t h w), C channels, Z code
+width.
 """
+
+import math
 
 import flax.linen as nn
 import jax
@@ -13,7 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmx.core.errors import UserError, choose
-from mmx.nn.conv import NORMS, Conv, ResBlock, depth_to_space, downsample, space_to_depth, upsample
+from mmx.nn.conv import (
+    NORMS,
+    Conv,
+    ResBlock,
+    depth_to_space,
+    downsample,
+    fewer_frames,
+    more_frames,
+    space_to_depth,
+    upsample,
+)
 from mmx.nn.dtypes import DTYPES
 from mmx.nn.linear import Dense
 
@@ -55,6 +71,8 @@ class Encoder(nn.Module):
       linear_path: start as patch quantization (ours): a linear map of each f x f patch to its
         smoothest patterns, and convolutions that begin at zero on top of it.
       posterior: give (mean, log-variance), each of the latents' shape, instead of latents.
+      time: of a video, by how many frames become one after each level, one number a multiplier;
+        () for images. (The paper's networks have no such step after their last level; ours may.)
     """
 
     channels: int
@@ -66,6 +84,7 @@ class Encoder(nn.Module):
     code_dim: int
     linear_path: bool = False
     posterior: bool = False
+    time: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -81,6 +100,8 @@ class Encoder(nn.Module):
                 x = ResBlock(self.channels * multiplier, self.norm, self.dtype, name=name)(x)
             if level < len(self.multipliers) - 1:
                 x = downsample(x)
+            if self.time:
+                x = fewer_frames(x, self.time[level])
         for block in range(self.mid_blocks):
             x = ResBlock(x.shape[-1], self.norm, self.dtype, name=f"mid_{block}")(x)
         x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
@@ -91,13 +112,16 @@ class Encoder(nn.Module):
         if self.linear_path:
             scale = self.patch * 2 ** (len(self.multipliers) - 1)
             basis = patch_basis(scale, self.code_dim)
+            patches = space_to_depth(image_BHWC, scale)
+            if self.time:
+                patches = fewer_frames(patches, math.prod(self.time))
             z += Dense(
                 self.code_dim,
                 ("pixels", "code_dim"),
                 dtype=self.dtype,
                 kernel_init=lambda *_: jnp.asarray(basis),
                 name="linear_path",
-            )(space_to_depth(image_BHWC, scale))
+            )(patches)
         z = z.astype(jnp.float32)
         if not self.posterior:
             return z
@@ -117,6 +141,7 @@ class Decoder(nn.Module):
     patch: int
     norm: str
     linear_path: bool = False
+    time: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -125,12 +150,17 @@ class Decoder(nn.Module):
         x = Conv(width, 3, names=("code_dim", "conv_out"), dtype=self.dtype, name="stem")(z_BhwZ)
         for block in range(self.mid_blocks):
             x = ResBlock(width, self.norm, self.dtype, name=f"mid_{block}")(x)
+        if self.time:
+            x = more_frames(x, self.time[-1])
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for block in range(self.blocks):
                 name = f"level_{level}_block_{block}"
                 x = ResBlock(self.channels * multiplier, self.norm, self.dtype, name=name)(x)
             if level > 0:
-                x = Conv(x.shape[-1], 3, dtype=self.dtype, name=f"up_{level}")(upsample(x))
+                x = upsample(x)
+                if self.time:
+                    x = more_frames(x, self.time[level - 1])
+                x = Conv(x.shape[-1], 3, dtype=self.dtype, name=f"up_{level}")(x)
         x = jax.nn.silu(NORMS[self.norm](dtype=self.dtype, name="norm")(x))
         names, init = ("conv_in", "pixels"), nn.initializers.lecun_normal()
         if self.linear_path:
@@ -147,6 +177,8 @@ class Decoder(nn.Module):
                 kernel_init=lambda *_: jnp.asarray(basis.T),
                 name="linear_path",
             )(z_BhwZ)
+            if self.time:
+                patches = more_frames(patches, math.prod(self.time))
             image += depth_to_space(patches, scale)
         return image.astype(jnp.float32)
 
@@ -162,9 +194,16 @@ def make_networks(
       posterior: see :class:`Encoder`.
 
     Raises:
-      UserError: an unknown dtype or norm; a linear path to more numbers than a patch has.
+      UserError: an unknown dtype or norm; a linear path to more numbers than a patch has; not one
+        number of ``config.model.time`` a level.
     """
     m = config.model
+    time = tuple(m.get("time", ()))
+    if time and (len(time) != len(m.multipliers) or min(time) < 1):
+        raise UserError(
+            f"config.model.time={time}: frames that become one after each of the "
+            f"{len(m.multipliers)} levels of config.model.multipliers, 1 and more"
+        )
     patterns = 3 * latent_scale(m) ** 2
     if m.linear_path and code_dim > patterns:
         raise UserError(
@@ -179,6 +218,7 @@ def make_networks(
         patch=m.patch,
         norm=m.norm,
         linear_path=m.linear_path,
+        time=time,
         dtype=dtype,
     )
     encoder = Encoder(

@@ -1,6 +1,7 @@
 """Convolutional layers of the image tokenizer: no attention, so any image size works.
 
-Axis letters: B batch, H W pixels or features, C channels.
+All take videos too, with a time axis before the rows: a window of a video is as long as it is high.
+Axis letters: B batch, H W pixels or features (of a video T H W), C channels.
 """
 
 import math
@@ -8,17 +9,20 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmx.core.partition import constrain
 from mmx.nn.norm import RMSNorm
 
 
 class Conv(nn.Module):
-    """Same-padded convolution. Spatial axes of the kernel stay whole on every device.
+    """Same-padded convolution over images or videos. The window stays whole on every device.
+
+    A video is padded in time as in space (arXiv 2212.05199's public code; not causal).
 
     Attributes:
       features: channels out.
-      size: of the square window.
+      size: of the window along every axis.
       use_bias: adds a bias.
       names: logical axes of (in, out); image channels (3) are named "pixels" and never sharded.
       kernel_init: of the kernel.
@@ -42,24 +46,26 @@ class Conv(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         if self.stride > 1 and (self.size == 1 or self.size % 2 == 0):
             raise ValueError(f"stride {self.stride} needs an odd window from 3 on, not {self.size}")
+        axes = x_BHWC.ndim - 2
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(self.kernel_init, (None, None, *self.names)),
-            (self.size, self.size, x_BHWC.shape[-1], self.features),
+            nn.with_logical_partitioning(self.kernel_init, (*[None] * axes, *self.names)),
+            (*[self.size] * axes, x_BHWC.shape[-1], self.features),
             jnp.float32,
         ).astype(self.dtype)
         x_BHWC = x_BHWC.astype(self.dtype)
         if self.size == 1:
-            flat = x_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel[0, 0]
+            flat = x_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
             y_BHWC = flat.reshape(*x_BHWC.shape[:-1], self.features)
         else:
-            padding = "SAME" if self.stride == 1 else [(self.size // 2, self.size // 2)] * 2
+            padding = "SAME" if self.stride == 1 else [(self.size // 2, self.size // 2)] * axes
+            window = "DHW"[-axes:]
             y_BHWC = jax.lax.conv_general_dilated(
                 x_BHWC,
                 kernel,
-                (self.stride, self.stride),
+                (self.stride,) * axes,
                 padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                dimension_numbers=(f"N{window}C", f"{window}IO", f"N{window}C"),
             )
         if self.use_bias:
             bias = self.param(
@@ -69,11 +75,15 @@ class Conv(nn.Module):
                 jnp.float32,
             )
             y_BHWC = y_BHWC + bias.astype(self.dtype)
-        return constrain(y_BHWC, "act_batch", "act_h", "act_w", "act_channels")
+        time = ["act_t"] * (axes - 2)
+        return constrain(y_BHWC, "act_batch", *time, "act_h", "act_w", "act_channels")
 
 
 class GroupNorm(nn.Module):
-    """Group norm over 32 groups (MaskGIT's choice), or the most below that divide the channels."""
+    """Group norm over 32 groups (MaskGIT's choice), or the most below that divide the channels.
+
+    Each frame of a video by itself (ours), so that an inflated network draws it as an image.
+    """
 
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
@@ -88,8 +98,8 @@ class GroupNorm(nn.Module):
         )
         x32 = x_BHWC.astype(jnp.float32)
         grouped = x32.reshape(*x32.shape[:-1], groups, channels // groups)
-        mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
-        var = jnp.square(grouped - mean).mean(axis=(1, 2, 4), keepdims=True)
+        mean = grouped.mean(axis=(-4, -3, -1), keepdims=True)
+        var = jnp.square(grouped - mean).mean(axis=(-4, -3, -1), keepdims=True)
         y = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x32.shape)
         scale, bias = param("scale", nn.initializers.ones), param("bias", nn.initializers.zeros)
         return (y * scale + bias).astype(self.dtype)
@@ -121,25 +131,58 @@ class ResBlock(nn.Module):
 
 
 def space_to_depth(x_BHWC: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H/p, W/p, p*p*C]."""
-    B, H, W, C = x_BHWC.shape
-    x = x_BHWC.reshape(B, H // patch, patch, W // patch, patch, C)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // patch, W // patch, patch * patch * C)
+    """[B, H, W, C] -> [B, H/p, W/p, p*p*C], each frame of a video by itself."""
+    *lead, H, W, C = x_BHWC.shape
+    x = x_BHWC.reshape(*lead, H // patch, patch, W // patch, patch, C)
+    return x.swapaxes(-4, -3).reshape(*lead, H // patch, W // patch, patch * patch * C)
 
 
 def depth_to_space(x_BhwC: jax.Array, patch: int) -> jax.Array:
     """[B, h, w, p*p*C] -> [B, h*p, w*p, C]: the inverse of :func:`space_to_depth`."""
-    B, h, w, C = x_BhwC.shape
-    x = x_BhwC.reshape(B, h, w, patch, patch, C // patch**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * patch, w * patch, C // patch**2)
+    *lead, h, w, C = x_BhwC.shape
+    x = x_BhwC.reshape(*lead, h, w, patch, patch, C // patch**2)
+    return x.swapaxes(-4, -3).reshape(*lead, h * patch, w * patch, C // patch**2)
 
 
 def downsample(x_BHWC: jax.Array) -> jax.Array:
-    """2x2 average pooling."""
-    B, H, W, C = x_BHWC.shape
-    return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).mean(axis=(2, 4))
+    """2x2 average pooling, each frame of a video by itself."""
+    *lead, H, W, C = x_BHWC.shape
+    return x_BHWC.reshape(*lead, H // 2, 2, W // 2, 2, C).mean(axis=(-4, -2))
 
 
 def upsample(x_BHWC: jax.Array) -> jax.Array:
     """Nearest neighbour, twice the size."""
-    return x_BHWC.repeat(2, axis=1).repeat(2, axis=2)
+    return x_BHWC.repeat(2, axis=-3).repeat(2, axis=-2)
+
+
+def fewer_frames(x_BTHWC: jax.Array, times: int) -> jax.Array:
+    """[B, T, ...] -> [B, T/times, ...]: means of neighbours in time."""
+    B, T, *rest = x_BTHWC.shape
+    return x_BTHWC.reshape(B, T // times, times, *rest).mean(axis=2)
+
+
+def more_frames(x_BTHWC: jax.Array, times: int) -> jax.Array:
+    """[B, T, ...] -> [B, T*times, ...]: each frame several times."""
+    return x_BTHWC.repeat(times, axis=1)
+
+
+def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An image network's array as a video network's: a kernel in the middle of the new time axis,
+    zeros before and after it ("central inflation"), so that each frame is seen as an image.
+
+    Args:
+      kernel: [size, size, in, out], or any array.
+      shape: of the video network's array.
+
+    Returns:
+      Of that shape, or None where neither it is the same nor a kernel with a time axis.
+
+    Source: arXiv 2212.05199 sec. 3.1.
+    """
+    if kernel.shape == shape:
+        return kernel
+    if kernel.ndim != 4 or shape[1:] != kernel.shape or shape[0] != kernel.shape[0]:
+        return None
+    inflated = np.zeros(shape, kernel.dtype)
+    inflated[shape[0] // 2] = kernel
+    return inflated

@@ -7,6 +7,7 @@ import jax
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
+from mmx.nn.conv import inflate
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.sharding import place
 from mmx.train.state import TrainState
@@ -15,8 +16,9 @@ from mmx.train.state import TrainState
 def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainState:
     """Take over parameters (and extra: a codebook) whose path and shape agree; list the others.
 
-    The optimiser starts fresh. Parameters averaged in training are taken where that run has
-    them; an average over checkpoints (``offline_ema``) is not made.
+    A video network takes an image network's kernels in the middle of its own
+    (:func:`mmx.nn.conv.inflate`). The optimiser starts fresh. Parameters averaged in training are
+    taken where that run has them; an average over checkpoints (``offline_ema``) is not made.
 
     Raises:
       UserError: nothing fits.
@@ -27,12 +29,13 @@ def init_from_run(state: TrainState, run: RunDir, step: int | None) -> TrainStat
 
     def one(path, leaf):
         there = saved.get(path)
-        if there is None or there.shape != leaf.shape:
+        fitting = None if there is None else inflate(there, leaf.shape)
+        if fitting is None:
             reason = "absent there" if there is None else f"shape {there.shape} there"
             kept[path] = f"  fresh: {path} {leaf.shape} ({reason})"
             return leaf
         taken.add(path)
-        return place(there.astype(leaf.dtype), leaf.sharding)
+        return place(fitting.astype(leaf.dtype), leaf.sharding)
 
     new = tree.map_with_path(one, {"params": state.params, "extra": state.extra})
     unused = [f"  unused: {p} {saved[p].shape}" for p in saved if p not in taken and p not in kept]
