@@ -133,13 +133,11 @@ def test_the_guidance_is_as_heavy_as_the_appearance_and_moves_the_encoder_alone(
     assert set(without._frozen_host()) == {"table", "perceptual"}
 
 
-def test_pools_are_of_the_caption_and_hits_are_counted(trained):
+def test_pools_are_of_the_caption_and_hits_are_counted(trained, mesh):
     """By brute force, out of the words that the batch has."""
     task, (params, extra), frozen, batch = trained
     (_, (metrics, _)), _ = loss_of(task, params, extra, batch)
-    words = task.codec.forward(
-        params, extra, frozen["table"], 48, to_float(jnp.asarray(batch["image"]))
-    ).words.words_BT
+    words = task.to_words(mesh)(params, extra, frozen, batch["image"])
     first = 0
     for layer, (end, threshold) in enumerate(zip(ENDS, task.config.guidance.thresholds)):
         hits = []
