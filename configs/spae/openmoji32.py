@@ -3,6 +3,7 @@
     mmx prepare openmoji --config 32
     mmx prepare lm
     mmx prepare sentences minilm
+    mmx prepare sentences wordllama
     mmx train --config spae/openmoji32 --workdir runs/spae
     mmx describe runs/spae heart.png
 
@@ -63,7 +64,9 @@ def get_config(arg=""):
         commitment=0.1,
     )
     c.guidance = dict(
-        teacher="captions",
+        teacher="captions",  # or "clip": --config.guidance.run=RUN
+        run="",
+        config="clip/openmoji64",
         sentences="minilm",
         prompts=("a picture of {}",),
         thresholds=(0.98, 0.9, 0.8),

@@ -98,7 +98,12 @@ def run(args) -> int:
 
 
 def _draw_words(args) -> int:
-    """The words of a file as a picture, by each number of layers."""
+    """The words of a file as one picture."""
+    drawn = {"-n": args.n != 1, "--seed": args.seed, "--negative": args.negative}
+    drawn |= {"--guidance": args.guidance is not None, "--steps": args.steps is not None}
+    if any(drawn.values()):
+        flags = ", ".join(flag for flag, given in drawn.items() if given)
+        raise UserError(f"--words={args.words}: words are drawn in one way; leave out {flags}")
     if args.prompt is not None or args.prompts is not None:
         raise UserError(f"--words={args.words}: words are drawn as they are; leave out the prompt")
     run_dir, step = parse_run(args.run_dir)

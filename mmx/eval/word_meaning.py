@@ -33,7 +33,7 @@ def meaning_scores(
       ``meaning_<k>``: mean cosine of an image's words of the first k layers with its caption, less
       that with the captions of all other groups: 0 by chance. ``meaning_rank_<k>``: the share of
       other groups' captions to which the words are less alike than to their own, ties half: 0.5 by
-      chance.
+      chance. Nothing where all are of one group.
     """
     scores = {}
     for layer, end in enumerate(ends):
@@ -51,6 +51,8 @@ def margins(
     Returns:
       (float [N], cosine with its own caption less that with others'; float [N], its rank).
     """
+    if len(set(groups)) < 2:
+        return {}
     _, group_N = np.unique(np.asarray(groups), return_inverse=True)
     other_NN = group_N[:, None] != group_N
     alike_NN = meaning_VE[words_NT].mean(1) @ caption_NE.T

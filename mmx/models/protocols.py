@@ -245,9 +245,9 @@ class WordsTask(RebuildingTask, Protocol):
         words of whole layers, the first ones; any B."""
         ...
 
-    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str = "") -> Any:
-        """A `mmx.eval.grid.Section`: an image (None for none) and what is left of it by the layers,
-        each above its words."""
+    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str) -> Any:
+        """A `mmx.eval.grid.Section`: an image and what is left of it by the layers, each above its
+        words."""
         ...
 
 

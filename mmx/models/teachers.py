@@ -91,6 +91,7 @@ class CaptionTeacher:
             storage.write(captions, json.dumps(texts, ensure_ascii=False))
         features = _kept(folder)
         self._words_VE, self._captions_NE = features["words"], features["captions"]
+        self.width = self._words_VE.shape[1]
         texts = json.loads(storage.read_text(captions))
         self._number = {text: i for i, text in enumerate(texts)}
 

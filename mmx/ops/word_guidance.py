@@ -71,7 +71,7 @@ def guidance_loss(
 
 
 def dynamic_weight(appearance: jax.Array, guidance: jax.Array) -> jax.Array:
-    """Constant that makes the guidance as large as the appearance loss: float32 scalar in
-    [0, MOST_WEIGHT] (the bounds are ours)."""
+    """Constant that makes the guidance as large as the appearance loss, which is at least 0:
+    float32 scalar up to MOST_WEIGHT (the bound is ours)."""
     ratio = appearance / jnp.maximum(guidance, _LEAST)
-    return jax.lax.stop_gradient(jnp.clip(ratio, 0, MOST_WEIGHT))
+    return jax.lax.stop_gradient(jnp.minimum(ratio, MOST_WEIGHT))

@@ -76,4 +76,3 @@ def test_the_dynamic_weight_evens_the_losses_and_is_constant():
     assert d_appearance == 0
     assert d_guidance == pytest.approx(0.3 / 7, rel=1e-6)
     assert guide.dynamic_weight(jnp.float32(1.0), jnp.float32(0.0)) == guide.MOST_WEIGHT
-    assert guide.dynamic_weight(jnp.float32(-1.0), jnp.float32(2.0)) == 0

@@ -88,15 +88,15 @@ class SpaeCodec:
         boxed = {k: box(v, names.get(k, ("code_dim",))) for k, v in moments.items()}
         return params, {"moments": boxed}
 
-    def table(self, params: Any, table_VW: jax.Array) -> jax.Array:
+    def table(self, params: Any, table_VW: jax.Array, num_words: int) -> jax.Array:
         """float32 [V, Z]: the codes; a trained projection of the rows where there is one (as
-        arXiv 2506.18898), scaled to lengths of about sqrt(Z)."""
+        arXiv 2506.18898), whose lengths start at about sqrt(Z)."""
         table_VW = jax.lax.stop_gradient(table_VW).astype(jnp.float32)
         if not self.projected:
             return table_VW
-        V, W = table_VW.shape
-        rms = jnp.sqrt(jnp.square(table_VW).sum() / (V * W))
-        return (table_VW / rms) @ params["projection"]
+        # Rows from num_words on are 0.
+        rms = jnp.sqrt(jnp.square(table_VW).sum() / (num_words * table_VW.shape[1]))
+        return jnp.matmul(table_VW / rms, params["projection"], precision="highest")
 
     def encode(self, params: Any, extra: dict, image_BHWC: jax.Array) -> jax.Array:
         """float32 [B, H, W, 3] in [-1, 1] -> latents float32 [B, h, w, Z]."""
@@ -141,7 +141,7 @@ class SpaeCodec:
         else:
             z_BhwZ, extra = self.encode_batch(params, extra, image_BHWC)
             layers = pyramids.random_layers(keys_B, self.pyramid, of.short)
-        table_VZ = self.table(params, table_VW)
+        table_VZ = self.table(params, table_VW, num_words)
         words = pyramids.quantize(self.pyramid, z_BhwZ, table_VZ, num_words)
         seen = pyramids.decoder_input(
             self.pyramid, z_BhwZ, words.stages_PBhwZ, layers, of.fill, params.get("mask")
@@ -149,7 +149,8 @@ class SpaeCodec:
         codebook = 0.0
         if self.projected:
             # Words are what the encoder says, and the projection comes to meet it.
-            rows = pyramids.reconstruct(self.pyramid, words.words_BT, table_VZ, of.fill)
+            mask_Z = jax.lax.stop_gradient(params.get("mask"))
+            rows = pyramids.reconstruct(self.pyramid, words.words_BT, table_VZ, of.fill, mask_Z)
             codebook = jnp.square(jax.lax.stop_gradient(z_BhwZ) - rows).mean()
         return Forward(
             self._decode(params, seen),
@@ -163,14 +164,15 @@ class SpaeCodec:
     def to_words(self, params, extra, table_VW, num_words: int, image_BHWC) -> jax.Array:
         """float32 [B, H, W, 3] in [-1, 1] -> words int32 [B, T], layer by layer."""
         z_BhwZ = self.encode(params, extra, image_BHWC)
-        table_VZ = self.table(params, table_VW)
+        table_VZ = self.table(params, table_VW, num_words)
         return pyramids.quantize(self.pyramid, z_BhwZ, table_VZ, num_words).words_BT
 
-    def from_words(self, params: Any, table_VW, words_BT) -> jax.Array:
+    def from_words(self, params: Any, table_VW, num_words: int, words_BT) -> jax.Array:
         """Words int32 [B, T] of the first layers -> float32 [B, H, W, 3], about [-1, 1], not
         clipped. Raises UserError: words that end inside a layer."""
-        table_VZ, of = self.table(params, table_VW), self.config.pyramid
-        seen = pyramids.reconstruct(self.pyramid, words_BT, table_VZ, of.fill, params.get("mask"))
+        table_VZ = self.table(params, table_VW, num_words)
+        fill, mask_Z = self.config.pyramid.fill, params.get("mask")
+        seen = pyramids.reconstruct(self.pyramid, words_BT, table_VZ, fill, mask_Z)
         return self._decode(params, seen)
 
     def _decode(self, params, z_BhwZ):

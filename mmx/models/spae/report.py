@@ -16,6 +16,7 @@ from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
 from mmx.eval.stats import Score
 from mmx.eval.tile import tile
 from mmx.eval.word_meaning import meaning_scores
+from mmx.models import rebuilding
 from mmx.models.protocols import OpenRun
 from mmx.ops.quantize import usage_metrics
 from mmx.pretrained.sentences import load_sentences
@@ -107,23 +108,21 @@ def preview(task, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
 
 
 def pyramid_section(
-    vocabulary, pyramid, image_HWC, words_T, recon_PHWC, title: str = "", most: int = 6
+    vocabulary, pyramid, image_HWC, words_T, recon_PHWC, title: str, most: int = 6
 ) -> Section:
     """An image and what is left of it by its layers, each above the words that it adds.
 
     Args:
-      image_HWC: uint8; None: there is none, the words came first.
       words_T: of the image.
       most: words of a layer that are written out.
     """
-    captions, first = [] if image_HWC is None else ["image"], 0
-    for end in pyramid.ends[: len(recon_PHWC)]:
+    captions, first = ["image"], 0
+    for end in pyramid.ends:
         words = vocabulary.words(words_T[first:end])
         more = f" ... ({len(words)})" if len(words) > most else ""
         captions.append(" ".join(words[:most]) + more)
         first = end
-    images = [*recon_PHWC] if image_HWC is None else [image_HWC, *recon_PHWC]
-    return Section(np.stack(images), captions, title)
+    return Section(np.stack([image_HWC, *recon_PHWC]), captions, title)
 
 
 def report(task, run: OpenRun, seed: int) -> Report:
@@ -143,9 +142,9 @@ def report(task, run: OpenRun, seed: int) -> Report:
     meaning_VE, splits = judge.embed(strings), config.eval.splits
     scores: dict[str, Score | float] = {}
     for split in dict.fromkeys((*trained_splits(data.split), *splits)):
-        rebuilding = Rebuilding(task, run.mesh, split, MAX_EXAMPLES)
-        more, words_NT = rebuilding.scores(run.params, run.extra, run.frozen)
-        examples = list(itertools.islice(rebuilding.source.outlines(), len(words_NT)))
+        of_split = Rebuilding(task, run.mesh, split, MAX_EXAMPLES)
+        more, words_NT = of_split.scores(run.params, run.extra, run.frozen)
+        examples = list(itertools.islice(of_split.source.outlines(), len(words_NT)))
         captions = judge.embed([e["text"] for e in examples])
         groups = [e.get("concept", e["text"]) for e in examples]
         scores |= more | {
@@ -167,14 +166,16 @@ def report(task, run: OpenRun, seed: int) -> Report:
         for i in range(len(chosen))
     ]
     last, attribution = task.pyramid.num_layers, source.info.attribution
+    subtitle = f"PSNR on {held_out} by {last} layers {scores[f'{held_out}/psnr_{last}']} dB"
+    if meaning := scores.get(f"{held_out}/meaning_{min(2, last)}"):
+        subtitle += (
+            f"; the words of the first layers are nearer to their captions than to others' by "
+            f"{meaning} ({JUDGE})"
+        )
     return Report(
         scores,
         sections,
-        subtitle=(
-            f"PSNR on {held_out} by {last} layers {scores[f'{held_out}/psnr_{last}']} dB; words "
-            f"of layers 1 and 2 nearer to their captions than to others' by "
-            f"{scores[f'{held_out}/meaning_2']} ({JUDGE})"
-        ),
+        subtitle=subtitle,
         credit=f"Images and what is left of them: {attribution}." if attribution else "",
         info={"settings": {}, "prompts": texts, "attribution": attribution},
         measured=lambda: rebuilding.measured(task, run, seed),

@@ -38,7 +38,8 @@ class SpaeTask:
       abstract: shapes only, for preflight: there are ``config.words.size`` words.
 
     Raises:
-      UserError: no such language model or teacher, sizes that do not fit, an unknown choice.
+      UserError: no such language model or teacher, sizes that do not fit, an unknown choice, an
+        average of parameters beside standardised latents.
 
     Attributes:
       vocabulary: the words, `mmx.data.vocabulary.Vocabulary`; None where ``abstract``.
@@ -50,6 +51,12 @@ class SpaeTask:
 
     def __init__(self, config, run, abstract: bool = False):
         self.config = config
+        if config.optim.ema and config.pyramid.standardize:
+            raise UserError(
+                f"config.optim.ema={config.optim.ema}: the moments by which latents are "
+                "standardised are those of the weights as they are trained, not of their average; "
+                "use 0, or --noconfig.pyramid.standardize"
+            )
         check_metrics(config.eval.metrics, config.eval.scorer, taught_by(config))
         self.codec = SpaeCodec(config)
         self.pyramid = self.codec.pyramid
@@ -129,9 +136,10 @@ class SpaeTask:
     # Training
 
     def loss(self, params, extra, frozen, batch, rng, step, train=True):
-        """(scalar, (metrics, extra)): appearance, guidance as heavy as it, the discriminator's own.
+        """(scalar, (metrics, extra)): appearance, guidance as heavy as it, both players' own.
 
-        Source: arXiv 2306.17842 sec. 3.
+        The weight of the guidance is by the appearance without the adversarial term, which may be
+        negative (ours: the paper, as recalled, has it in). Source: arXiv 2306.17842 sec. 3.
         """
         of = self.config
         image = to_float(batch["image"])
@@ -141,8 +149,7 @@ class SpaeTask:
         appearance += of.pyramid.commitment * out.commitment
         metrics["loss/commitment"] = out.commitment
         players = self.losses.players(params, out.extra, image, out.recon_BHWC, step, train)
-        appearance += players.generator
-        total = appearance + players.discriminator
+        total = appearance + players.generator + players.discriminator
         metrics |= players.metrics | losses.use_of_words(
             self.pyramid, out.words.words_BT, self.num_words
         )
@@ -188,7 +195,7 @@ class SpaeTask:
         """``(params, extra, frozen, words int32 [B, T]) -> float32 [B, H, W, 3]``, about [-1, 1],
         compiled; words of whole layers; any B. Raises UserError where a layer is not whole."""
         fn = lambda params, extra, frozen, words: self.codec.from_words(
-            params, frozen["table"], words
+            params, frozen["table"], self.num_words, words
         )
         return self._compile("from_words", fn, mesh)
 
@@ -204,7 +211,7 @@ class SpaeTask:
         self._compiled[name, mesh] = run
         return run
 
-    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str = ""):
+    def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str):
         """:func:`mmx.models.spae.report.pyramid_section`."""
         return reports.pyramid_section(
             self.vocabulary, self.pyramid, image_HWC, words_T, recon_PHWC, title
