@@ -30,8 +30,8 @@ def mesh():
     [
         # As shipped, with a decay that must not reach the table.
         {"optim.weight_decay": 0.1, "guidance.weight": 5.0, "guidance.temperature": 2.0},
-        {"pyramid.scheme": "rq", "pyramid.fill": "zeros", "guidance.weight": 0.0},
-        {"pyramid.scheme": "area", "pyramid.fill": "mask", "words.table": "linear",
+        {"pyramid.scheme": "area", "pyramid.fill": "zeros", "guidance.weight": 0.0},
+        {"pyramid.scheme": "rq", "pyramid.fill": "mask", "words.table": "linear",
          "words.code_dim": 8},
     ],
 )  # fmt: skip
