@@ -46,10 +46,17 @@ class Template:
     end: str = "\n"
 
 
-_INDUCTION = "For each of the following input output pairs, output is one of [{candidates}]\n"
 TEMPLATES = {
-    "classes": Template(_INDUCTION, "###\nInput:", "\nOutput:"),
-    "captions": Template(_INDUCTION, "###\nInput:", "\nOutput:"),
+    "classes": Template(
+        "For each of the following input output pairs, output is one of [{candidates}]\n",
+        "###\nInput:",
+        "\nOutput:",
+    ),
+    "captions": Template(  # those shown are none of the candidates
+        "Of the following captions the last is one of [{candidates}]\n",
+        "###\nInput:",
+        "\nCaption:",
+    ),
     "questions": Template(
         "For each of the following inputs and questions, the answer is one of [{candidates}]\n",
         "###\nInput:",

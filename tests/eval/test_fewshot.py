@@ -63,6 +63,9 @@ def test_a_prompt_is_the_ids_of_its_text():
         TEMPLATES["questions"], reader.tokenizer(), [], Block([red], "How many?"), ("one",)
     )
     assert reader.tokenizer().decode(ids).endswith("Input: red\nQuestion: How many?\nAnswer:")
+    ids = prompts.prompt(TEMPLATES["captions"], reader.tokenizer(), [], Block([red]), ("a", "b"))
+    text = "Of the following captions the last is one of ['a' or 'b']\n###\nInput: red\nCaption:"
+    assert reader.tokenizer().decode(ids[1:]) == text
 
 
 @pytest.mark.parametrize("name", reader.NAMES)
@@ -166,6 +169,7 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
     asked = [fewshot.Question([0] * n, [[n]]) for n in (6, 2, 20, 3, 4, 5)]
     assert fewshot.score(Lengths(), asked) == [[6], [2], [20], [3], [4], [5]]
     assert read == [[2, 3], [4, 5], [6], [20]]
+    assert fewshot.score(Lengths(), asked[2:3]) == [[20]] and read[4:] == [[20]]
 
 
 def test_overlap_by_hand():
