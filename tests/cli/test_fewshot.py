@@ -19,7 +19,10 @@ NAMES = reader.NAMES[:3]
 
 
 class GreyWords:
-    """Task of a run: the words of a grey image are three of its class, at all cells."""
+    """Task of a run: the words of a grey image are three of its class, at all cells.
+
+    Of a single layer only the cell that a pyramid's first word is of knows the class.
+    """
 
     def __init__(self, sides):
         ids = reader.word_ids()
@@ -31,8 +34,11 @@ class GreyWords:
         def run(params, extra, frozen, image_BHWC):
             assert image_BHWC.shape[1:] == (4, 4, 3)
             kind = image_BHWC[:, 0, 0, 0].astype(int) % 3
-            at = np.arange(self.pyramid.ends[-1]) % 3
-            return (3 * kind[:, None] + at).astype(np.int32)
+            at = np.arange(self.pyramid.ends[-1])
+            words = 3 * kind[:, None] + at % 3
+            if self.pyramid.num_layers == 1:
+                words = np.where(at == 10, words, 9)
+            return words.astype(np.int32)
 
         return run
 
