@@ -13,21 +13,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from mmx.core import rng as rngs
-from mmx.core import storage
 from mmx.core.errors import UserError, choose
 from mmx.core.run_dir import RunDir
 from mmx.data.mixture import open_training
-from mmx.models import registry, stages
+from mmx.models import kept, registry, stages
 from mmx.models.protocols import EmbeddingTask
 from mmx.pretrained.sentences import load_sentences
 from mmx.train.sharding import make_mesh, place, replicated
 
 # Widths of the encoders that may guide. The one that judges words (wordllama) is none of them.
 GUIDES = {"minilm": 384}
-_FEATURES = "features.safetensors"
+_FEATURES, _CAPTIONS = "features.safetensors", "captions.json"
 
 
 class Teacher(Protocol):
@@ -78,21 +77,19 @@ class CaptionTeacher:
         if run is None:
             return
         folder = run.stage("teacher")
-        captions = folder / "captions.json"
-        if not captions.is_file():
+        if not kept.is_kept(folder):
             encoder = load_sentences(guidance.sentences, config.data.data_dir)
             texts = sorted({e["text"] for e in open_training(config.data).outlines()})
             features = {
                 "words": word_features(encoder.embed, strings, guidance.prompts),
                 "captions": word_features(encoder.embed, texts, guidance.prompts),
             }
-            _keep(folder, features)
-            # Written last: with it the stage is whole.
-            storage.write(captions, json.dumps(texts, ensure_ascii=False))
-        features = _kept(folder)
+            captions = json.dumps(texts, ensure_ascii=False).encode()
+            kept.keep(folder, {_FEATURES: save(features), _CAPTIONS: captions})
+        files = kept.read(folder)
+        features, texts = load(files[_FEATURES]), json.loads(files[_CAPTIONS])
         self._words_VE, self._captions_NE = features["words"], features["captions"]
         self.width = self._words_VE.shape[1]
-        texts = json.loads(storage.read_text(captions))
         self._number = {text: i for i, text in enumerate(texts)}
 
     def words(self) -> np.ndarray:
@@ -154,9 +151,10 @@ class ClipTeacher:
         self.task = registry.make_task(stages.load_config(folder), RunDir(folder))
         self._weights = stages.load_weights(folder)
         file = run.stage("teacher")
-        if not (file / _FEATURES).is_file():
-            _keep(file, {"words": word_features(self._texts, strings, guidance.prompts)})
-        self._words_VE = _kept(file)["words"]
+        if not kept.is_kept(file):
+            words_VE = word_features(self._texts, strings, guidance.prompts)
+            kept.keep(file, {_FEATURES: save({"words": words_VE})})
+        self._words_VE = load(kept.read(file)[_FEATURES])["words"]
         self.width = self._words_VE.shape[1]
 
     def _texts(self, texts: list[str]) -> np.ndarray:
@@ -210,15 +208,5 @@ def word_features(embed, strings: list[str], prompts: tuple[str, ...]) -> np.nda
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise UserError(f"config.guidance.prompts={tuple(prompts)}: each needs {{}} for the word")
     sum_VE = sum(embed([prompt.replace("{}", s) for s in strings]) for prompt in prompts)
-    return sum_VE / np.linalg.norm(sum_VE, axis=-1, keepdims=True)
-
-
-def _keep(folder, features: dict[str, np.ndarray]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with storage.staged(folder / _FEATURES) as local:
-        save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, local)
-
-
-def _kept(folder) -> dict[str, np.ndarray]:
-    with storage.fetched(folder / _FEATURES) as local:
-        return load_file(local)
+    mean_VE = sum_VE / np.linalg.norm(sum_VE, axis=-1, keepdims=True)
+    return np.ascontiguousarray(mean_VE)

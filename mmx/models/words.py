@@ -5,20 +5,18 @@ down: the run needs neither again.
 Legend: V words, W width of the language model, Z width of the codec's latents.
 """
 
-import hashlib
-import json
 from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from mmx.core import storage
 from mmx.core.errors import UserError, choose
 from mmx.core.run_dir import RunDir
 from mmx.data.vocabulary import Vocabulary, make_vocabulary, read_words
+from mmx.models import kept
 
 _STAGE = "words"
-_TABLE, _WORDS, _KEPT = "table.safetensors", "vocabulary.json", "kept.json"
+_TABLE, _WORDS = "table.safetensors", "vocabulary.json"
 
 
 class Words(NamedTuple):
@@ -86,35 +84,20 @@ def keep_words(config, run) -> Words:
         leave too little (`mmx.data.vocabulary.make_vocabulary`); files that were changed since.
     """
     table_width(config.words)
-    folder = run.stage(_STAGE)
-    if not (folder / _KEPT).is_file():
-        _make(config, folder)
-    return load_words(folder)
+    if not kept.is_kept(run.stage(_STAGE)):
+        _make(config, run.stage(_STAGE))
+    return load_words(run)
 
 
-def load_words(folder) -> Words:
-    """The words of a stage.
-
-    Raises:
-      UserError: its files are not those that were kept.
-    """
-    if not (folder / _KEPT).is_file():
-        raise UserError(f"{folder}: the run has no words yet; train it a step")
-    kept = json.loads(storage.read_text(folder / _KEPT))
-    files = {name: folder / name for name in (_TABLE, _WORDS)}
-    parts = {n: storage.read_bytes(f) if f.is_file() else b"" for n, f in files.items()}
-    for name, data in parts.items():
-        if _digest(data) != kept["sha256"][name]:
-            raise UserError(
-                f"{files[name]}: changed or damaged since it was kept; put back the one of sha256 "
-                f"{kept['sha256'][name]}"
-            )
-    return Words(Vocabulary.from_json(parts[_WORDS].decode()), load(parts[_TABLE])["table"])
+def load_words(run: RunDir) -> Words:
+    """The words that a run keeps. Raises UserError as :func:`mmx.models.kept.read`."""
+    files = kept.read(run.stage(_STAGE))
+    return Words(Vocabulary.from_json(files[_WORDS].decode()), load(files[_TABLE])["table"])
 
 
 def load_vocabulary(run: RunDir) -> Vocabulary:
     """The words of a trained run, without jax. Raises UserError as :func:`load_words`."""
-    return load_words(run.stage(_STAGE)).vocabulary
+    return load_words(run).vocabulary
 
 
 def _make(config, folder) -> None:
@@ -140,17 +123,8 @@ def _make(config, folder) -> None:
         read_words(words.list) if words.list else None,
     )
     table_VW = TABLES[words.table](rows_VW[vocabulary.ids], words.code_dim)
-    parts = {
+    files = {
         _WORDS: vocabulary.to_json().encode(),
         _TABLE: save({"table": np.ascontiguousarray(table_VW)}),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in parts.items():
-        storage.write(folder / name, data)
-    # Written last: a folder with this file is whole.
-    kept = {"lm": words.lm, "sha256": {name: _digest(data) for name, data in parts.items()}}
-    storage.write(folder / _KEPT, json.dumps(kept, indent=2) + "\n")
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    kept.keep(folder, files, lm=words.lm)

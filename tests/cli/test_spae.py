@@ -1,8 +1,5 @@
 """A SPAE run in use: images described in words, pictures drawn from words, and what is refused."""
 
-import hashlib
-import json
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,7 @@ from mmx.core import config as configs
 from mmx.core import rng as rngs
 from mmx.core.run_dir import RunDir
 from mmx.data.vocabulary import Vocabulary
+from mmx.models import kept
 from mmx.models.registry import make_task
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.state import TrainState
@@ -30,16 +28,13 @@ def where(tmp_path_factory):
     small = {"words.size": 48, "words.width": 16, "words.code_dim": 16, "words.table": "raw"}
     config.update_from_flattened_dict(small | {"guidance.weight": 0.0})
     run = RunDir(tmp_path_factory.mktemp("runs") / "spae")
-    run.stage("words").mkdir(parents=True)
+    run.path.mkdir()
     run.config_file.write_text(configs.to_json(config))
     vocabulary = Vocabulary(np.arange(48), tuple(f" {word}" for word in WORDS), "a hash")
     table = np.random.default_rng(0).normal(size=(48, 16)).astype(np.float32)
     parts = {"vocabulary.json": vocabulary.to_json().encode(),
              "table.safetensors": save({"table": table})}  # fmt: skip
-    for name, data in parts.items():
-        (run.stage("words") / name).write_bytes(data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-    (run.stage("words") / "kept.json").write_text(json.dumps({"lm": "here", "sha256": digests}))
+    kept.keep(run.stage("words"), parts)
     task = make_task(config, run)
     params, extra = jax.jit(lambda key: nn.unbox(task.init(key)))(rngs.base_key(0))
     params = jax.tree.map(

@@ -1,6 +1,5 @@
 """Tiny tasks built from the shipped configs, without data on disk and without a trained codec."""
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmx.core import tree
 from mmx.core.run_dir import RunDir
 from mmx.data.text import train_tokenizer
 from mmx.data.vocabulary import Vocabulary
+from mmx.models import kept
 from mmx.models.registry import make_task
 from mmx.models.stages import _digest
 from mmx.train import optim
@@ -66,15 +66,6 @@ def write_stage(folder, config, weights, step=7) -> None:
     (folder / "config.json").write_text(configs.to_json(config))
     pin = {"spec": "elsewhere", "step": step, "sha256": _digest(folder / "weights.safetensors")}
     (folder / "pin.json").write_text(json.dumps(pin))
-
-
-def write_kept(folder, parts: dict[str, bytes]) -> None:
-    """The words of a run, as ``mmx.models.words.keep_words`` leaves them."""
-    folder.mkdir(parents=True)
-    for name, data in parts.items():
-        (folder / name).write_bytes(data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-    (folder / "kept.json").write_text(json.dumps({"lm": "elsewhere", "sha256": digests}))
 
 
 @pytest.fixture(scope="session")
@@ -131,15 +122,17 @@ def build(tmp_path_factory):
         table = rng.normal(size=(48, config.words.width)).astype(np.float32)
         parts = {"vocabulary.json": vocabulary.to_json().encode(),
                  "table.safetensors": save({"table": table})}  # fmt: skip
-        write_kept(run.stage("words"), parts)
+        kept.keep(run.stage("words"), parts)
         unit = lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
         features = {
             "words": unit(rng.normal(size=(48, 384))),
             "captions": unit(rng.normal(size=(len(CAPTIONS), 384))),
         }
-        run.stage("teacher").mkdir(parents=True)
-        save_file(features, run.stage("teacher") / "features.safetensors")
-        (run.stage("teacher") / "captions.json").write_text(json.dumps(CAPTIONS))
+        parts = {
+            "features.safetensors": save(features),
+            "captions.json": json.dumps(CAPTIONS).encode(),
+        }
+        kept.keep(run.stage("teacher"), parts)
         return make_task(config, run)
 
     def params(task, seed=0):
@@ -198,7 +191,6 @@ def build(tmp_path_factory):
         transfusion=transfusion,
         clip=clip,
         spae=spae,
-        write_kept=write_kept,
         params=params,
         rows=rows,
         trainer=trainer,

@@ -10,7 +10,7 @@ from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.eval.word_meaning import meaning_scores
-from mmx.models import words as kept
+from mmx.models import kept, words
 from mmx.models.rows import to_float
 from mmx.models.spae import report as reports
 from mmx.ops import pyramid as pyramids
@@ -181,7 +181,7 @@ def test_whitening_is_affine_but_for_lengths_and_keeps_the_largest_directions():
     rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     scores = rng.normal(size=(4000, 4))
     rows = (scores * scales) @ rotation + 7.0
-    table = kept.whiten_table(rows.astype(np.float32), 3)
+    table = words.whiten_table(rows.astype(np.float32), 3)
     np.testing.assert_allclose(np.square(table).sum(-1), 3, rtol=1e-5)
     # Up to signs the first three scores, brought to one length.
     expected = scores[:, :3] / np.linalg.norm(scores[:, :3], axis=-1, keepdims=True) * 3**0.5
@@ -190,18 +190,20 @@ def test_whitening_is_affine_but_for_lengths_and_keeps_the_largest_directions():
 
 
 def test_a_runs_words_are_those_it_kept(build):
-    task = build.spae()
-    folder = build.run_dir().stage("words")
-    with pytest.raises(UserError, match="no words yet"):
-        kept.load_words(folder)
-    vocabulary = task.vocabulary
+    vocabulary, run = build.spae().vocabulary, build.run_dir()
+    folder = run.stage("words")
+    with pytest.raises(UserError, match="nothing is kept there yet"):
+        words.load_words(run)
     table = save({"table": np.ones((48, 16), np.float32)})
-    parts = {"vocabulary.json": vocabulary.to_json().encode(), "table.safetensors": table}
-    build.write_kept(folder, parts)
-    assert kept.load_words(folder).vocabulary == vocabulary
+    files = {"vocabulary.json": vocabulary.to_json().encode(), "table.safetensors": table}
+    kept.keep(folder, files)
+    assert words.load_words(run).vocabulary == vocabulary
     (folder / "vocabulary.json").write_text("{}")
     with pytest.raises(UserError, match=r"vocabulary.json: changed or damaged"):
-        kept.load_words(folder)
+        words.load_words(run)
+    (folder / "vocabulary.json").unlink()
+    with pytest.raises(UserError, match=r"vocabulary.json: changed or damaged"):
+        words.load_words(run)
 
 
 @pytest.mark.parametrize(
