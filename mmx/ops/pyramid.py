@@ -10,7 +10,7 @@ The upper layers have few cells: what a decoder sees at cells without a word is 
 The table gets no gradient, so the encoder has to move to the words.
 Legend: B batch, h w latent grid, p q grid of one layer, T words of all layers, P layers, V words of
 the table, Z width. A video's grid has a time axis in front: for h w read t h w, for p q o p q.
-Source: arXiv 2306.17842 sec. 3 (SPAE).
+Source: arXiv 2306.17842 (SPAE), as recalled: its text was not at hand.
 """
 
 import dataclasses
@@ -372,7 +372,7 @@ def commitment(pyramid: Pyramid, z_BhwZ: jax.Array, stages_PBhwZ: jax.Array) -> 
     Divided by the size of z, so that a cell weighs the same in every layer and the weight does not
     hang on batch, grid or width (the division is ours).
 
-    Source: arXiv 2306.17842 sec. 3 (beta is its weight).
+    Source: arXiv 2306.17842, as recalled (beta is its weight).
     """
     covered_P1hw1 = covered(pyramid)[:, None, ..., None]
     distance_PBhwZ = _at_least_float32(z_BhwZ) - jax.lax.stop_gradient(stages_PBhwZ)

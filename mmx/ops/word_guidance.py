@@ -6,7 +6,7 @@
     total = appearance + dynamic_weight(appearance, loss) * loss
 
 Legend: B batch, T guided words of an image, V words of the table, Z width.
-Source: arXiv 2306.17842 sec. 3 (SPAE).
+Source: arXiv 2306.17842 (SPAE), as recalled: its text was not at hand.
 """
 
 import jax

@@ -139,7 +139,7 @@ class SpaeTask:
         """(scalar, (metrics, extra)): appearance, guidance as heavy as it, both players' own.
 
         The weight of the guidance is by the appearance without the adversarial term, which may be
-        negative (ours: the paper, as recalled, has it in). Source: arXiv 2306.17842 sec. 3.
+        negative (ours: the paper, as recalled, has it in). Source: arXiv 2306.17842.
         """
         of = self.config
         image = to_float(batch["image"])
