@@ -16,6 +16,7 @@ examples:
 
 Prints a line a layer: few words at first, more below; | parts the rows of a layer's grid. The
 picture shows each image, and what is drawn of its words of the first 1, 2, ... layers.
+To a run of videos an image is a strip, the frames beside each other from left to right.
 """
 
 
@@ -47,7 +48,7 @@ def run(args) -> int:
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
     from mmx.data import word_text
-    from mmx.data.image import fit
+    from mmx.data.image import split_frames
     from mmx.eval.grid import draw_grid
     from mmx.eval.images import to_uint8
     from mmx.ops.pyramid import unflatten
@@ -55,7 +56,9 @@ def run(args) -> int:
     start_jax()
     opened = load_run(run_dir.path, step)
     task, weights = opened.task, (opened.params, opened.extra, opened.frozen)
-    image_u8 = np.stack([fit(image, config.data.image_size) for image in images])
+    if frames := config.data.get("frames", 0):
+        images = [split_frames(image, frames) for image in images]
+    image_u8 = np.stack([task.plain({"image": image}) for image in images])
     words_BT = task.to_words(opened.mesh)(*weights, image_u8)
     draw = task.from_words(opened.mesh)
     ends = task.pyramid.ends

@@ -72,6 +72,7 @@ def run(args) -> int:
     step = run_dir.steps()[-1] if step is None else step
     config = run_dir.config()
     registry.check_words(config, f"mmx fewshot: {run_dir.path}")
+    registry.check_images(config, f"mmx fewshot: {run_dir.path}")
     data_dir = args.data_dir or config.data.data_dir or None
     out = storage.path(args.out) if args.out else run_dir.path / "fewshot" / _name(args, step)
     arguments.check_writable(f"--out={out}", out)
@@ -149,6 +150,7 @@ def _baseline(spec: str):
 
     run_dir, step = parse_run(spec)
     registry.check_words(run_dir.config(), f"--baseline={spec}")
+    registry.check_images(run_dir.config(), f"--baseline={spec}")
     return load_run(run_dir.path, step)
 
 

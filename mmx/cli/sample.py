@@ -116,21 +116,25 @@ def _draw_words(args) -> int:
     from mmx.models.words import load_vocabulary
 
     text = arguments.read_text("--words", args.words)
-    sides = tuple(config.pyramid.sides)
-    words_T = word_text.parse(load_vocabulary(run_dir), text, sides, f"--words={args.words}")
+    sides, frames = tuple(config.pyramid.sides), tuple(config.pyramid.get("frames", ()))
+    where = f"--words={args.words}"
+    words_T = word_text.parse(load_vocabulary(run_dir), text, sides, where, frames)
 
     import numpy as np
 
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
+    from mmx.data.image import join_frames
     from mmx.eval.images import to_uint8
 
     start_jax()
     opened = load_run(run_dir.path, step)
     draw = opened.task.from_words(opened.mesh)
-    image = draw(opened.params, opened.extra, opened.frozen, words_T[None])
+    image_u8 = to_uint8(
+        np.asarray(draw(opened.params, opened.extra, opened.frozen, words_T[None]))
+    )[0]
     record = {"run": str(run_dir.path), "step": step, "words": text}
-    print(drawings.save(out, to_uint8(np.asarray(image))[0], record))
+    print(drawings.save(out, join_frames(image_u8) if frames else image_u8, record))
     return 0
 
 

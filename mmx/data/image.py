@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from mmx.core.errors import UserError
+
 MAX_PIXELS = 64_000_000  # ours: 8000 x 8000; a decoded image of 192 MB
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # 16-bit grey, by the version of Pillow
@@ -121,6 +123,32 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
         return image
     side = min(height, width)
     return _resized(image, size, (width - side) // 2, (height - side) // 2, side)
+
+
+def fit_video(video: np.ndarray, size: int) -> np.ndarray:
+    """:func:`fit` of each frame: uint8 [T, H, W, 3] -> [T, size, size, 3]."""
+    return np.stack([fit(frame, size) for frame in video])
+
+
+def join_frames(video: np.ndarray) -> np.ndarray:
+    """A video as one image, a strip: [..., T, H, W, 3] -> [..., H, T * W, 3], left to right."""
+    *lead, T, H, W, C = video.shape
+    return np.moveaxis(video, -4, -3).reshape(*lead, H, T * W, C)
+
+
+def split_frames(strip: np.ndarray, frames: int) -> np.ndarray:
+    """[T, H, W, 3] of a strip: the inverse of :func:`join_frames`.
+
+    Raises:
+      UserError: its width is not that of so many frames.
+    """
+    height, width = strip.shape[:2]
+    if width % frames:
+        raise UserError(
+            f"{width}x{height} pixels: a video is a strip of {frames} frames beside each other, so "
+            f"its width has to be a multiple of {frames}"
+        )
+    return np.moveaxis(strip.reshape(height, frames, width // frames, -1), 1, 0)
 
 
 def random_fit(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

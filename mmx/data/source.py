@@ -43,6 +43,7 @@ OURS = {
 }
 LATENTS = "latents"  # the feature and the record that mmx.data.latents adds to a data set
 _VIEWS = ("edits", "series")  # of a data set, see mmx.data.views
+_MOVING = "moving:"  # a data set's images, see mmx.data.moving
 _PLACEHOLDER = "NAME"  # in configs whose data nobody but the user has
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -236,8 +237,8 @@ def open_source(
     """Open a split of a prepared data set, or several as one.
 
     Args:
-      spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``; or one of the views of `mmx.data.views`, such
-        as ``"edits:openmoji/32"``.
+      spec: ``"tfds:NAME"`` or ``"tfds:NAME/CONFIG"``; ``"moving:NAME/CONFIG"``, the videos of
+        `mmx.data.moving`; or one of the views of `mmx.data.views`, such as ``"edits:openmoji/32"``.
       split: a split's name, a slice of one in the syntax of TFDS (``"train[:10%]"``), or several
         joined by +, each with how often its examples occur: ``"train*4+train_toned"``.
       data_dir: where data sets lie; $TFDS_DATA_DIR or ~/tensorflow_datasets when None.
@@ -259,6 +260,11 @@ def open_source(
             from mmx.data.views import open_view
 
             sources += [open_view(spec, name, data_dir, latents)] * times
+            continue
+        if spec.startswith(_MOVING):
+            from mmx.data.moving import open_moving
+
+            sources += [open_moving(spec, name, data_dir)] * times
             continue
         sources += [_open_one(spec, name, data_dir, needs_image, latents)] * times
     return sources[0] if len(sources) == 1 else Joined(split, sources)

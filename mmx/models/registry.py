@@ -75,8 +75,9 @@ def is_codec(config) -> bool:
 
 
 def rebuilds(config) -> bool:
-    """Do a family's runs give images back: are their tasks a RebuildingTask?"""
-    return is_codec(config) or has_words(config)
+    """Does a run with this config give images back: is its task a RebuildingTask? (One of videos
+    is, but what measures it reads images.)"""
+    return is_codec(config) or (has_words(config) and not config.data.get("frames", 0))
 
 
 def check_codec(config, field: str) -> None:
@@ -135,4 +136,12 @@ def check_words(config, what: str) -> None:
         raise UserError(
             f"{what}: a run of the family {config.family!r}, whose codes are no words; name a run "
             f"of the family {' or '.join(_WORDS)}"
+        )
+
+
+def check_images(config, what: str) -> None:
+    """Raises UserError when runs with this config are of videos."""
+    if frames := config.data.get("frames", 0):
+        raise UserError(
+            f"{what}: a run of videos (config.data.frames={frames}); name one of images"
         )

@@ -26,11 +26,11 @@ def l2(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def psnr(a_BHWC: jax.Array, b_BHWC: jax.Array) -> jax.Array:
-    """float32 [B]: peak signal-to-noise ratio in dB of images in [-1, 1], at most 100.
+    """float32 [B]: peak signal-to-noise ratio in dB of images or videos in [-1, 1], at most 100.
 
     The peak is 2, the width of the range. Nothing is clipped or rounded to 8 bits here.
     """
-    error_B = jnp.square(_f32(a_BHWC) - _f32(b_BHWC)).mean((1, 2, 3))
+    error_B = jnp.square(_f32(a_BHWC) - _f32(b_BHWC)).mean(tuple(range(1, a_BHWC.ndim)))
     return 10 * jnp.log10(4 / jnp.maximum(error_B, 4e-10))
 
 

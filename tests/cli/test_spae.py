@@ -23,11 +23,20 @@ WORDS = [f"{first}{second}" for first in ("red", "dog", "sun", "sea") for second
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory):
+    return random_run(tmp_path_factory.mktemp("runs") / "spae", "spae/openmoji32:tiny")
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    return random_run(tmp_path_factory.mktemp("runs") / "moving", "spae/moving32:tiny")
+
+
+def random_run(path, spec):
     """The path of a run with random weights, over 48 words in random places."""
-    config = configs.load_config("spae/openmoji32:tiny")
+    config = configs.load_config(spec)
     small = {"words.size": 48, "words.width": 16, "words.code_dim": 16, "words.table": "raw"}
     config.update_from_flattened_dict(small | {"guidance.weight": 0.0})
-    run = RunDir(tmp_path_factory.mktemp("runs") / "spae")
+    run = RunDir(path)
     run.path.mkdir()
     run.config_file.write_text(configs.to_json(config))
     vocabulary = Vocabulary(np.arange(48), tuple(f" {word}" for word in WORDS), "a hash")
@@ -82,6 +91,32 @@ def test_an_image_is_described_and_drawn_again_from_its_words(where, picture, tm
     words.write_text("# one and four\n\n" + "\n".join(lines[:2]))
     assert main(["sample", str(where), "--words", str(words), "--out", str(again)]) == 0
     assert (np.asarray(Image.open(again)) != drawn).any()
+
+
+def test_a_video_is_a_strip_of_its_frames(moving, picture, tmp_path, capsys, refused):
+    words, grid, again = tmp_path / "w.txt", tmp_path / "d.png", tmp_path / "again.png"
+    noise = np.random.default_rng(1).integers(0, 256, (32, 16 * 32, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "strip.png")
+    told = ["describe", str(moving), str(tmp_path / "strip.png")]
+    assert main([*told, "--words", str(words), "--out", str(grid)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    counts = [len(line[5:].replace("|", " ").split()) for line in told[1:6]]
+    assert counts == [1, 4, 32, 256, 256]
+    assert main(["sample", str(moving), "--words", str(words), "--out", str(again)]) == 0
+    drawn = np.asarray(Image.open(again))
+    assert drawn.shape == (32, 16 * 32, 3)
+    # The picture shows the same video: its frames 0, 5, 10 and 15, as large as they are.
+    shown = np.concatenate([drawn[:, 32 * t : 32 * t + 32] for t in (0, 5, 10, 15)], 1)
+    page = np.asarray(Image.open(grid).convert("RGB"))
+    windows = np.lib.stride_tricks.sliding_window_view(page, shown.shape)[:, :, 0]
+    corners = np.argwhere((windows[..., 0, 0, :] == shown[0, 0]).all(-1))
+    assert any((windows[y, x] == shown).all() for y, x in corners)
+    lines = words.read_text().splitlines()
+    words.write_text("\n".join([*lines[:2], lines[2].replace(" | ", " ").rsplit(" ", 1)[0]]))
+    told = refused("sample", moving, "--words", words)
+    assert "layer 3 has 31 words: it takes 2 x 4 x 4 = 32" in told
+    assert "a strip of 16 frames" in refused("describe", moving, picture)
+    assert "a run of videos" in refused("fewshot", moving, "--source", "tfds:drawings")
 
 
 def test_what_is_refused(where, picture, tmp_path, hollow, refused, early):

@@ -152,8 +152,10 @@ def build(tmp_path_factory):
             packed = [task.transform([pair, {"text": CAPTIONS[0]}], rng) for pair in pairs]
             batch = {name: np.stack([row[name] for row in packed]) for name in packed[0]}
             return batch | {"position": np.arange(first, first + count, dtype=np.uint32)}
+        frames = task.config.data.get("frames", 0)
+        images = random_images(count * max(1, frames), size)
         batch = {
-            "image": random_images(count, size),
+            "image": images.reshape(count, frames, *images.shape[1:]) if frames else images,
             "position": np.arange(first, first + count, dtype=np.uint32),
         }
         if task.family == "spae" and task.teacher is not None:

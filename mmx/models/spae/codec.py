@@ -1,9 +1,10 @@
 """The autoencoder: image -> latents -> a pyramid of words -> image. One decoder for every depth.
 
 Legend: B batch, H W pixels, h w latent grid, T words of an image, P layers, V words, W width of
-their table, Z latent width.
+their table, Z latent width. Of videos, frames come before H and before h.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -44,13 +45,17 @@ class SpaeCodec:
     """Encoder, pyramid, decoder of a config. The table of words is passed in, and constant.
 
     Raises:
-      UserError: a pyramid or fill that is unknown, or an image that the pyramid does not fit.
+      UserError: a pyramid or fill that is unknown, or an image or video that the pyramid does not
+        fit.
+
+    Attributes:
+      image_shape: (H, W, 3), of videos (frames, H, W, 3).
     """
 
     def __init__(self, config):
         self.config = config
         p = config.pyramid
-        self.pyramid = Pyramid(tuple(p.sides), p.scheme)
+        self.pyramid = Pyramid(tuple(p.sides), p.scheme, tuple(p.get("frames", ())))
         choose("config.pyramid.fill", FILLS, p.fill)
         size = self.pyramid.grid * autoencoder.latent_scale(config.model)
         if config.data.image_size != size:
@@ -59,6 +64,16 @@ class SpaeCodec:
                 f"(config.pyramid.sides={tuple(p.sides)}) at f="
                 f"{autoencoder.latent_scale(config.model)} is {size} pixels"
             )
+        frames = config.data.get("frames", 0)
+        time = tuple(config.model.get("time", ()))
+        fitting = max(self.pyramid.frames) * math.prod(time) if self.pyramid.frames else 0
+        if frames != fitting or bool(time) != bool(frames):
+            raise UserError(
+                f"config.data.frames={frames}: layers of {self.pyramid.frames} frames "
+                f"(config.pyramid.frames) at config.model.time={time} are videos of {fitting}; "
+                "images have none of the three"
+            )
+        self.image_shape = (*((frames,) if frames else ()), size, size, 3)
         self.encoder, self.decoder = autoencoder.make_networks(
             config, config.words.code_dim, "config.words.code_dim"
         )
@@ -66,10 +81,9 @@ class SpaeCodec:
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra), every leaf logically named."""
-        size, grid = self.config.data.image_size, self.pyramid.grid
         width = self.config.words.code_dim
         stream = lambda name: rngs.stream(key, name)
-        image, z = jnp.zeros((1, size, size, 3)), jnp.zeros((1, grid, grid, width))
+        image, z = jnp.zeros((1, *self.image_shape)), jnp.zeros((1, *self.pyramid.shape, width))
         params = {
             "encoder": self.encoder.init(stream("encoder"), image)["params"],
             "decoder": self.decoder.init(stream("decoder"), z)["params"],
@@ -115,7 +129,8 @@ class SpaeCodec:
         if "moments" not in extra:
             return z_BhwZ, extra
         moments = update_moments(Moments(**extra["moments"]), z_BhwZ, MOMENTS_DECAY)
-        batch = Moments(z_BhwZ.mean((0, 1, 2)), z_BhwZ.var((0, 1, 2)), moments.count)
+        axes = tuple(range(z_BhwZ.ndim - 1))
+        batch = Moments(z_BhwZ.mean(axes), z_BhwZ.var(axes), moments.count)
         return normalize(batch, z_BhwZ), {**extra, "moments": moments._asdict()}
 
     def forward(

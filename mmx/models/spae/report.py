@@ -1,4 +1,7 @@
-"""What a SPAE run keeps of images by its first layers, and what its words say of them."""
+"""What a SPAE run keeps of images by its first layers, and what its words say of them.
+
+A video is shown as a strip of some of its frames.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmx.data import pipeline
-from mmx.data.image import fit
+from mmx.data.image import join_frames
 from mmx.data.source import open_source
 from mmx.eval import images as image_scores
 from mmx.eval import stats
@@ -18,11 +21,13 @@ from mmx.eval.tile import tile
 from mmx.eval.word_meaning import meaning_scores
 from mmx.models import rebuilding
 from mmx.models.protocols import OpenRun
+from mmx.ops.pyramid import Pyramid
 from mmx.ops.quantize import usage_metrics
 from mmx.pretrained.sentences import load_sentences
 from mmx.train.sharding import batch_sharding, whole
 
 _SHOWN = 8  # images in a picture: ours
+_FRAMES = 4  # of a video in a strip: ours
 JUDGE = "wordllama"  # of words against captions; guides nothing
 
 
@@ -67,7 +72,7 @@ class Rebuilding:
                 words_BT = read(params, extra, frozen, image)
                 for layer, end in enumerate(pyramid.ends):
                     recon = image_scores.finite(draw(params, extra, frozen, words_BT[:, :end]))
-                    psnr[layer].append(image_scores.psnr(image, recon)[mask])
+                    psnr[layer].append(image_scores.psnr(_tall(image), _tall(recon))[mask])
                 seen.append(words_BT[mask])
         words_NT = np.concatenate(seen)
         scores: dict[str, Score | float] = {
@@ -86,7 +91,22 @@ class Rebuilding:
 
     def _plain(self, example, rng):
         del rng
-        return {"image": fit(example["image"], self.task.config.data.image_size)}
+        return {"image": self.task.plain(example)}
+
+
+def _tall(image: np.ndarray) -> np.ndarray:
+    """[B, H, W, C]; the frames of a video below each other."""
+    return image.reshape(len(image), -1, *image.shape[-2:])
+
+
+def shown(pyramid: Pyramid, images: np.ndarray) -> np.ndarray:
+    """Images as they are; videos [..., T, H, W, 3] as strips of some of their frames, the first and
+    the last among them."""
+    if not pyramid.frames:
+        return images
+    count = images.shape[-4]
+    chosen = np.linspace(0, count - 1, min(count, _FRAMES)).round().astype(int)
+    return join_frames(images[..., chosen, :, :, :])
 
 
 def depths(task, mesh, params, extra, frozen, image_u8: np.ndarray):
@@ -102,9 +122,9 @@ def preview(task, params, extra, frozen, mesh) -> dict[str, np.ndarray]:
     data = task.config.data
     source = open_source(data.source, task.config.eval.splits[-1], data.data_dir)
     count = min(_SHOWN, len(source))
-    image_u8 = np.stack([fit(source[i]["image"], data.image_size) for i in range(count)])
+    image_u8 = np.stack([task.plain(source[i]) for i in range(count)])
     _, recon_u8 = depths(task, mesh, params, extra, frozen, image_u8)
-    return {"layers": tile(np.stack([image_u8, *recon_u8]))}
+    return {"layers": tile(shown(task.pyramid, np.stack([image_u8, *recon_u8])))}
 
 
 def pyramid_section(
@@ -122,7 +142,7 @@ def pyramid_section(
         more = f" ... ({len(words)})" if len(words) > most else ""
         captions.append(" ".join(words[:most]) + more)
         first = end
-    return Section(np.stack([image_HWC, *recon_PHWC]), captions, title)
+    return Section(shown(pyramid, np.stack([image_HWC, *recon_PHWC])), captions, title)
 
 
 def report(task, run: OpenRun, seed: int) -> Report:
@@ -156,7 +176,7 @@ def report(task, run: OpenRun, seed: int) -> Report:
     held_out = splits[-1]
     source = open_source(data.source, held_out, data.data_dir)
     chosen = np.random.default_rng(seed).permutation(len(source))[:_SHOWN]
-    image_u8 = np.stack([fit(source[int(i)]["image"], data.image_size) for i in chosen])
+    image_u8 = np.stack([task.plain(source[int(i)]) for i in chosen])
     words_BT, recon_u8 = depths(task, run.mesh, run.params, run.extra, run.frozen, image_u8)
     texts = [source[int(i)]["text"] for i in chosen]
     sections = [

@@ -1,4 +1,7 @@
-"""SPAE as a task: images become words of a frozen language model, and words images."""
+"""SPAE as a task: images become words of a frozen language model, and words images; videos too.
+
+Of a run of videos, `config.data.frames`, read [B, frames, H, W, 3] for [B, H, W, 3].
+"""
 
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 from mmx.core import rng as rngs
 from mmx.core.errors import UserError
 from mmx.core.flops import matmul_flops
-from mmx.data.image import fit, shift_flip
+from mmx.data.image import fit, fit_video, shift_flip
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.models import rebuilding
@@ -59,6 +62,8 @@ class SpaeTask:
             )
         check_metrics(config.eval.metrics, config.eval.scorer, taught_by(config))
         self.codec = SpaeCodec(config)
+        if self.codec.pyramid.frames:
+            _check_video(config)
         self.pyramid = self.codec.pyramid
         width = table_width(config.words)
         if abstract:
@@ -82,17 +87,33 @@ class SpaeTask:
     # Data
 
     def transform(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """example -> image uint8 [H, W, 3], augmented, and what the teacher reads."""
-        data = self.config.data
-        image = fit(example["image"], data.image_size)
-        row = {"image": shift_flip(image, rng, data.shift, data.flip)}
+        """example -> image uint8 [H, W, 3], augmented, and what the teacher reads. Videos are not
+        augmented."""
+        data, image = self.config.data, self.plain(example)
+        if not self.pyramid.frames:
+            image = shift_flip(image, rng, data.shift, data.flip)
+        row = {"image": image}
         return row if self.teacher is None else row | self.teacher.row(example)
+
+    def plain(self, example: dict) -> np.ndarray:
+        """uint8 [H, W, 3] of an example, of the run's size.
+
+        Raises:
+          UserError: an image where videos are asked for, or a video of other frames.
+        """
+        image, frames = example["image"], self.codec.image_shape[:-3]
+        if image.shape[:-3] != frames:
+            raise UserError(
+                f"config.data.frames={frames[0] if frames else 0}: {self.config.data.source} gives "
+                f"an array of the shape {image.shape}"
+            )
+        return (fit_video if frames else fit)(image, self.config.data.image_size)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the rows of :meth:`transform` and their positions in the stream, uint32 [B]."""
-        B, size = self.config.batch_size, self.config.data.image_size
+        B = self.config.batch_size
         spec = {
-            "image": jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8),
+            "image": jax.ShapeDtypeStruct((B, *self.codec.image_shape), jnp.uint8),
             "position": jax.ShapeDtypeStruct((B,), jnp.uint32),
         }
         more = {} if self.teacher is None else self.teacher.row_spec()
@@ -145,10 +166,12 @@ class SpaeTask:
         image = to_float(batch["image"])
         keys_B = rngs.row_keys(rng, "layers", batch["position"]) if train else None
         out = self.codec.forward(params, extra, frozen["table"], self.num_words, image, keys_B)
-        appearance, metrics = self.losses.reconstruction(frozen, image, out.recon_BHWC)
+        # Frames are images to the perceptual network and the discriminator.
+        true, recon = (x.reshape(-1, *x.shape[-3:]) for x in (image, out.recon_BHWC))
+        appearance, metrics = self.losses.reconstruction(frozen, true, recon)
         appearance += of.pyramid.commitment * out.commitment
         metrics["loss/commitment"] = out.commitment
-        players = self.losses.players(params, out.extra, image, out.recon_BHWC, step, train)
+        players = self.losses.players(params, out.extra, true, recon, step, train)
         total = appearance + players.generator + players.discriminator
         metrics |= players.metrics | losses.use_of_words(
             self.pyramid, out.words.words_BT, self.num_words
@@ -171,11 +194,10 @@ class SpaeTask:
 
     def train_flops_per_row(self) -> float:
         """Three times the convolutions' forward pass, and a search of each word."""
-        size, grid = self.config.data.image_size, self.pyramid.grid
         width = self.config.words.code_dim
         params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        z = jax.ShapeDtypeStruct((1, grid, grid, width), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *self.codec.image_shape), jnp.float32)
+        z = jax.ShapeDtypeStruct((1, *self.pyramid.shape, width), jnp.float32)
         apply = lambda net, name: lambda p, x: net.apply({"params": p[name]}, x)
         convolutions = matmul_flops(apply(self.codec.encoder, "encoder"), params, image)
         convolutions += matmul_flops(apply(self.codec.decoder, "decoder"), params, z)
@@ -249,4 +271,22 @@ class SpaeTask:
         raise UserError(
             "this run draws from words, not from a prompt: mmx sample RUN --words FILE (words as "
             "mmx describe RUN IMAGE --words FILE writes them)"
+        )
+
+
+def _check_video(config) -> None:
+    """Raises UserError: a choice that is for images alone."""
+    if config.data.shift or config.data.flip:
+        raise UserError(
+            f"config.data.shift={config.data.shift}, flip={config.data.flip}: videos are not "
+            "augmented; leave them 0 and False"
+        )
+    if config.guidance.weight and config.guidance.teacher != "captions":
+        raise UserError(
+            f"config.guidance.teacher={config.guidance.teacher!r} looks at images; of videos use "
+            "'captions'"
+        )
+    if config.eval.metrics:
+        raise UserError(
+            f"config.eval.metrics={tuple(config.eval.metrics)}: of images; of videos leave it ()"
         )
