@@ -54,7 +54,7 @@ def download(package: str) -> bytes:
     Raises:
       UserError: apt is not there, or cannot download it.
     """
-    elsewhere = "take the file from another machine or packages.debian.org: --package FILE.deb"
+    elsewhere = "take the file from another machine: --package FILE.deb"
     with tempfile.TemporaryDirectory(prefix="mmx-") as folder:
         command = ["apt-get", "download", package]
         try:

@@ -10,6 +10,7 @@ fashion_mnist`` does it.
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def read_package(package: str | Path | None) -> dict[str, Split]:
     names = [f"{_FOLDER}{p}-{kind}-ubyte.gz" for p in _PREFIXES.values() for kind in kinds]
     try:
         files = [gzip.decompress(data) for data in debian.read(PACKAGE, package, names)]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{PACKAGE}: cannot be read as that package ({error})") from error
     if (digest := hashlib.sha256(b"".join(files)).hexdigest()) != SHA256:
         raise UserError(f"{PACKAGE}: sha256 {digest} of its files, expected {SHA256}")

@@ -63,6 +63,9 @@ def test_errors(package, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "SHA256", "0")
     with pytest.raises(UserError, match=r"dataset-fashion-mnist: sha256 .* expected 0"):
         fashion_mnist.read_package(package)
-    monkeypatch.setattr(fashion_mnist.debian, "read", lambda *args: [b"no gzip"])
-    with pytest.raises(UserError, match="dataset-fashion-mnist: cannot be read as that package"):
-        fashion_mnist.read_package(package)
+    damaged = bytearray(gzip.compress(bytes(1000)))
+    damaged[12] ^= 0xFF
+    for data in (b"no gzip", bytes(damaged)):
+        monkeypatch.setattr(fashion_mnist.debian, "read", lambda *args, data=data: [data])
+        with pytest.raises(UserError, match="dataset-fashion-mnist: cannot be read as that pack"):
+            fashion_mnist.read_package(package)
