@@ -29,6 +29,7 @@ RESUME_ALLOWED = (
     "save_every",
     "keep",
     "codec.config",
+    "guidance.config",
     "eval.metrics",
     "eval.scorer",
     "data.data_dir",

@@ -212,7 +212,11 @@ class EmbeddingTask(Task, Protocol):
 
     def embed_images(self, weights: Any, image_BHWC: jax.Array) -> jax.Array:
         """float32 [B, H, W, 3] in [-1, 1], of any size -> float32 [B, E] of length 1. Pure, for the
-        loss of another family; weights are ``{"params", "extra"}``."""
+        loss of another family; weights are those of :meth:`image_weights`."""
+        ...
+
+    def image_weights(self, weights: Any) -> Any:
+        """Of a run's weights, ``{"params", "extra"}``, those that embed images."""
         ...
 
 

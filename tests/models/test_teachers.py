@@ -3,15 +3,20 @@
 import json
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from mmx.core import config as configs
+from mmx.core import rng as rngs
 from mmx.core.errors import UserError
 from mmx.core.run_dir import RunDir
-from mmx.models import teachers
+from mmx.models import stages, teachers
 from mmx.models import words as kept
+from mmx.models.registry import make_task
+from mmx.models.rows import to_float
 from mmx.pretrained.causal_lm import load_embeddings
 from mmx.pretrained.hub import Repository
 from tests.data.test_vocabulary import tokenizer
@@ -62,6 +67,78 @@ def test_captions_are_read_at_the_first_start_only(tmp_path, monkeypatch):
         spec = one.row_spec()["teacher"]
         assert spec.dtype == rows.dtype
         assert one.images(one.frozen(), {"teacher": rows}, None) is rows
+
+
+@pytest.fixture(scope="module")
+def guided(build):
+    """A task that a tiny CLIP guides, and its run."""
+    run = build.run_dir()
+    return build.spae("spae/imagenet128:tiny", {"loss.adversarial": 0.0}, run), run
+
+
+def test_clips_words_are_its_own_of_all_prompts(guided, monkeypatch):
+    """By the model itself, and once: a later start reads them from the run."""
+    task, run = guided
+    clip, prompts = task.teacher.task, task.config.guidance.prompts
+    strings = task.vocabulary.words(np.arange(48))
+    weights = stages.load_weights(run.stage("guidance"))
+    ids = clip.text_ids([prompt.format(word) for prompt in prompts for word in strings])
+    embed = jax.jit(lambda p, ids: clip.model.apply({"params": p}, ids, method="embed_text"))
+    features = np.asarray(embed(weights["params"], ids)).reshape(len(prompts), 48, -1)
+    expected = unit(features.mean(0))
+    np.testing.assert_allclose(task.teacher.words(), expected, atol=1e-5)
+    assert task.teacher.width == expected.shape[1] == 32
+    monkeypatch.setattr(type(clip), "embedding", None)
+    again = teachers.make_teacher(task.config, run, strings)
+    assert again.words().tobytes() == task.teacher.words().tobytes()
+
+
+def test_clip_guides_by_the_image_and_stands(guided, build):
+    """Its similarities are those of the images as it sees them; no gradient is of its weights,
+    which have no text tower; the guidance is as heavy as the appearance."""
+    task, _ = guided
+    params, extra = build.params(task)
+    batch, frozen = build.rows(task, 4), task._frozen_host()
+    assert set(batch) == {"image", "position"} == set(task.batch_spec())
+
+    def loss(params, teacher):
+        kept = frozen | {"teacher": teacher}
+        return task.loss(params, extra, kept, batch, rngs.base_key(0), jnp.int32(1))
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (total, (metrics, _)), (gradient, of_clip) = grad(params, frozen["teacher"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((total, metrics, gradient)))
+    assert not any(np.any(x) for x in jax.tree.leaves(of_clip))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(gradient["encoder"])) > 0
+    appearance = metrics["loss/l2"] + 0.33 * metrics["loss/commitment"]
+    assert total == pytest.approx(float(2 * appearance), rel=1e-5)
+    clip, teacher = task.teacher.task, frozen["teacher"]
+    assert set(teacher["params"]) == {"image", "logit_scale"}
+    image = to_float(jnp.asarray(batch["image"]))
+    seen = jax.jit(lambda x: task.teacher.images(teacher, batch, x))(image)
+    resized = jax.image.resize(image, (4, 64, 64, 3), "bicubic")
+    plain = jax.jit(lambda p, x: clip.model.apply({"params": p}, x, method="embed_image"))
+    np.testing.assert_allclose(seen, plain(teacher["params"], resized), atol=1e-5)
+    # By brute force, which words of the first layer are as alike as its threshold asks.
+    alike = np.asarray(seen) @ frozen["words"].T
+    alike = (alike - alike.min(1, keepdims=True)) / np.ptp(alike, axis=1, keepdims=True)
+    words = jax.jit(lambda x: task.codec.to_words(params, extra, frozen["table"], 48, x))(image)
+    first = np.take_along_axis(alike, np.asarray(words[:, :1]), 1)
+    assert metrics["words/alike_1"] == pytest.approx(first.mean(), abs=1e-4)
+    assert metrics["words/pool_hit_1"] == (first >= 0.98).mean()
+
+
+def test_clip_without_weights_has_their_shapes(guided):
+    task, run = guided
+    config = task.config.copy_and_resolve_references()
+    config.guidance.run = ""  # of the config that it names
+    config.words.size = 48
+    shapes = make_task(config, None, abstract=True).abstract_frozen()
+    real = task.abstract_frozen()
+    for name in ("teacher", "words"):
+        assert jax.tree.map(str, shapes[name]) == jax.tree.map(str, real[name])
+    with pytest.raises(UserError, match=r"config.guidance.run is empty"):
+        teachers.make_teacher(config, RunDir(run.path / "other"), ["dog"])
 
 
 @pytest.fixture(scope="module")

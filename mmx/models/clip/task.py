@@ -197,6 +197,11 @@ class ClipTask:
         variables = {"params": weights["params"], **weights["extra"]}
         return self.model.apply(variables, image_BHWC, method="embed_image")
 
+    def image_weights(self, weights) -> dict:
+        """What :meth:`embed_images` reads of a run's weights: all but the text tower."""
+        params = {name: leaf for name, leaf in weights["params"].items() if name != "text"}
+        return {"params": params, "extra": weights.get("extra", {})}
+
     def embedding(self, run) -> reports.ClipEmbedder:
         """The run as functions of arrays on the host."""
         return reports.ClipEmbedder(self, run)

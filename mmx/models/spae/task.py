@@ -181,7 +181,10 @@ class SpaeTask:
             metrics["loss/codebook"] = out.codebook
         if self.teacher is not None:
             image_BE = self.teacher.images(frozen["teacher"], batch, image)
-            similarity_BV = jax.lax.stop_gradient(image_BE) @ frozen["words"].T
+            # A pool's edge is a hundredth of the span: bfloat16 products would move it.
+            similarity_BV = jnp.matmul(
+                jax.lax.stop_gradient(image_BE), frozen["words"].T, precision="highest"
+            )
             pool_keys_B = rngs.row_keys(rng, "pool", batch["position"])
             semantic, more = losses.guidance(
                 of.guidance, self.pyramid, out.words, out.table_VZ, similarity_BV, pool_keys_B
