@@ -59,6 +59,23 @@ def test_words_of_a_video_draw_what_training_saw_of_it(trained, mesh):
         task.from_words(mesh)(*weights, words[:, :6])
 
 
+def test_latents_are_standardised_over_all_frames_and_cells(trained):
+    task, (params, extra, _), batch, _ = trained
+    video = to_float(jnp.asarray(batch["image"]))
+
+    @jax.jit
+    def both(video):
+        raw = task.codec.encoder.apply({"params": params["encoder"]}, video)
+        return raw, *task.codec.encode_batch(params, extra, video)
+
+    raw, z, moved = both(video)
+    assert raw.shape == (4, 2, 2, 2, 16)
+    axes = (0, 1, 2, 3)
+    raw = np.asarray(raw, np.float64)
+    np.testing.assert_allclose(z, (raw - raw.mean(axes)) / raw.std(axes), atol=1e-4)
+    assert moved["moments"]["count"] == 31
+
+
 def test_psnr_and_strips_are_of_whole_videos(trained, mesh):
     task, weights, batch, _ = trained
     words, drawn = reports.depths(task, mesh, *weights, batch["image"])
