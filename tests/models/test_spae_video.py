@@ -9,7 +9,9 @@ from mmx.core.errors import UserError
 from mmx.data.moving import MOTIONS, move
 from mmx.models.rows import to_float
 from mmx.models.spae import report as reports
+from mmx.models.spae.in_context.segments import asked_words, segment_plan
 from mmx.nn.conv import inflate
+from mmx.ops.pyramid import Pyramid
 from mmx.train.sharding import make_mesh
 
 SMALL = {"model.channels": 8, "optim.lr": 1e-2, "optim.warmup_steps": 0, "data.image_size": 8,
@@ -55,6 +57,11 @@ def test_words_of_a_video_draw_what_training_saw_of_it(trained, mesh):
     drawn = task.from_words(mesh)(*weights, words)
     assert drawn.shape == (4, 4, 8, 8, 3)
     np.testing.assert_allclose(drawn, out.recon_BHWC, atol=1e-5)
+    # What a language model is asked and answers are ids of its own vocabulary.
+    vocabulary = task.vocabulary
+    ids = vocabulary.lm_ids(words)
+    assert (ids == vocabulary.ids[words]).all() and (ids != words).any()
+    np.testing.assert_array_equal(task.from_words(mesh)(*weights, vocabulary.rows(ids)), drawn)
     with pytest.raises(UserError, match="6 words: whole layers of this pyramid end at 1, 5, 13"):
         task.from_words(mesh)(*weights, words[:, :6])
 
@@ -114,6 +121,17 @@ def test_a_video_run_starts_as_the_image_run(trained, build, mesh):
     videos = task.from_words(mesh)(video_params, image_extra, frozen, still[:, :5])
     for frame in range(4):
         np.testing.assert_allclose(videos[:, frame], drawn, atol=1e-4)
+
+
+def test_a_language_model_is_asked_for_the_words_of_later_frames():
+    """Of 4 latent frames the last two: what goes on is written, the past is shown."""
+    pyramid = Pyramid((1, 2, 2), frames=(1, 2, 4))
+    is_asked = np.zeros(pyramid.shape, bool)
+    is_asked[2:] = True
+    asked = asked_words(pyramid, is_asked)
+    # Layer 1 is in frame 2, layer 2 in frames 1 and 3, layer 3 in all.
+    assert asked.tolist() == [True] + [False] * 4 + [True] * 4 + [False] * 8 + [True] * 8
+    assert segment_plan(pyramid, 6, asked) == [(0, 0, 1), (1, 4, 4), (2, 8, 6), (2, 14, 2)]
 
 
 def test_a_row_is_a_video_as_it_is(trained):

@@ -4,7 +4,7 @@ No model writes all words of an image out of a few examples. The upper layers ar
 lower ones by blocks, and each segment gets a prompt of its own that shows of every image only what
 the segment needs (arXiv 2306.17842 sec. 4, progressive in-context decoding).
 Words count from 0 over all layers, one layer after another, as `mmx.ops.pyramid.flatten` has them.
-Legend: h w latent grid, p q grid of one layer, T words of all layers.
+Legend: h w latent grid (of a video t h w), p q grid of one layer, T words of all layers.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ def segment_plan(
 
 def asked_words(pyramid: Pyramid, is_asked_hw: np.ndarray) -> np.ndarray:
     """bool [T]: the words whose cell is asked for (with "area": whose block's centre is)."""
-    cells = [pyramid.cells(layer) for layer in range(pyramid.num_layers)]
-    return np.concatenate([is_asked_hw[at, at].ravel() for at in cells])
+    cells = [pyramid.places(layer) for layer in range(pyramid.num_layers)]
+    return np.concatenate([is_asked_hw[at].ravel() for at in cells])
 
 
 def places(pyramid: Pyramid, segment: Segment, window: Window) -> tuple[list[int], ...]:
