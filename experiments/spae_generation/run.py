@@ -1,0 +1,119 @@
+"""A frozen language model draws: the conditional tasks of SPAE and V2L from one run and one model.
+
+    mmx prepare openmoji --config 32; mmx prepare lm
+    mmx train --config spae/openmoji32 --workdir runs/spae
+    python experiments/spae_generation/run.py runs/spae
+
+Writes results.json, table.md and generation.png beside this file, in ten minutes of one core or
+less. What was written is kept after every segment: the same command goes on where it stopped.
+``--tiny`` does the first task alone with one example, and writes into the workdir.
+"""
+
+from mmx.cli.backend import before_jax, start_jax
+
+before_jax()
+
+import argparse  # noqa: E402
+import dataclasses  # noqa: E402
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import report  # noqa: E402
+from study import Study  # noqa: E402
+
+from mmx.cli.run import load_run  # noqa: E402
+from mmx.core.errors import UserError  # noqa: E402
+from mmx.data.source import open_source  # noqa: E402
+from mmx.eval.png import save_picture  # noqa: E402
+from mmx.models.language_model import FrozenLM  # noqa: E402
+from mmx.models.spae.in_context.conditions import TASKS, Picture  # noqa: E402
+from mmx.models.spae.in_context.noise import SCHEDULES, falling  # noqa: E402
+from mmx.models.spae.in_context.prompts import Prompter  # noqa: E402
+from mmx.models.spae.in_context.segments import Window  # noqa: E402
+from mmx.pretrained.causal_lm import load_causal_lm  # noqa: E402
+from mmx.pretrained.hub import Repository  # noqa: E402
+from mmx.pretrained.lm_packages import folder_of  # noqa: E402
+from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+WINDOW = Window(upper=1, lookback=12)  # prompts of five examples then have 512 ids
+KEPT_LAYERS = 3  # without noise: V2L's 21 global words
+
+
+def open_study(args: argparse.Namespace) -> Study:
+    """Opens run, language model and data. Raises UserError: not there, or of other words."""
+    run = load_run(args.run)
+    if run.config.family != "spae":
+        raise UserError(f"{args.run}: a run of {run.config.family}; name one of the family spae")
+    task, data_dir = run.task, args.data_dir or run.config.data.data_dir
+    folder = folder_of(args.lm, data_dir or None)
+    repository = Repository(str(folder) if folder.is_dir() else args.lm)
+    tokenizer = load_tokenizer(repository)
+    task.vocabulary.check_lm(tokenizer)
+    data = run.config.data
+    held_out, seen = (open_source(data.source, s, data_dir or None) for s in ("test", "train"))
+    shuffled = lambda source: np.random.default_rng(args.seed).permutation(len(source)).tolist()
+    numbers = shuffled(held_out)[: args.images]
+    weights = run.params, run.extra, run.frozen
+    return Study(
+        lm=FrozenLM(*load_causal_lm(repository)),
+        prompter=Prompter(tokenizer, task.vocabulary, task.pyramid, WINDOW),
+        to_words=lambda images: np.asarray(task.to_words(run.mesh)(*weights, images)),
+        from_words=lambda words: np.asarray(task.from_words(run.mesh)(*weights, words)),
+        pictures=[Picture(held_out[i]["text"], held_out[i]["image"]) for i in numbers],
+        pool=[Picture(seen[i]["text"], seen[i]["image"]) for i in shuffled(seen)],
+        settings={
+            "run": run.dir.path.name, "step": run.step, "lm": args.lm, "seed": args.seed,
+            "vocabulary": task.vocabulary.hash, "words": len(task.vocabulary),
+            "sides": list(task.pyramid.sides), "images": args.images, "supports": args.supports,
+            "block": args.block, "ratios": list(falling(SCHEDULES[args.noise], args.supports)),
+            "kept_layers": KEPT_LAYERS, "mask_word": args.mask_word,
+            "window": dataclasses.asdict(WINDOW), "attribution": held_out.info.attribution,
+        },
+    )  # fmt: skip
+
+
+def do_all(study: Study, tasks: list[str], workdir: Path, out: Path) -> dict:
+    """What of the tasks is not done, then all three files."""
+    results = {"settings": {**study.settings, "every": list(TASKS)}, "tasks": {}}
+    rows = []
+    for name in tasks:
+        results["tasks"][name], row = study.do(name, workdir)
+        rows.append(row)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "table.md").write_text(report.table(results))
+    save_picture(out / "generation.png", report.figure(rows, results), results["settings"])
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="of the family spae: PATH[@STEP]")
+    parser.add_argument(
+        "--lm", default="smollm2-135m-instruct", help="prepared, a folder or a hub id"
+    )
+    parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
+    parser.add_argument("--data_dir", default="", help="where data sets and models are")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--images", type=int, default=2, help="of each task")
+    parser.add_argument("--supports", type=int, default=5, help="examples in a prompt")
+    parser.add_argument("--block", type=int, default=32, help="most words at a time")
+    parser.add_argument("--noise", choices=SCHEDULES, default="v2l", help="of the examples")
+    parser.add_argument("--mask_word", default="", help="noise is this word, not random ones")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="one task, in seconds")
+    args = parser.parse_args()
+    if args.tiny:
+        args.tasks, args.images, args.supports = args.tasks[:1], 1, 1
+    start_jax()
+    workdir = Path(args.workdir)
+    try:
+        results = do_all(open_study(args), args.tasks, workdir, workdir if args.tiny else HERE)
+    except UserError as error:
+        parser.error(str(error))
+    print(report.table(results))
+
+
+if __name__ == "__main__":
+    main()

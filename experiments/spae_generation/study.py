@@ -1,0 +1,151 @@
+"""The study: of each task, what the language model is asked, what it writes, how good that is."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import scoring
+from report import Row, text_tile
+
+from mmx.core import rng as rngs
+from mmx.core import storage
+from mmx.core.errors import UserError
+from mmx.core.progress import Progress
+from mmx.eval.images import to_uint8
+from mmx.models.spae.in_context.conditions import TASKS, Picture
+from mmx.models.spae.in_context.drawing import draw
+from mmx.models.spae.in_context.noise import Noise, make_noise
+from mmx.models.spae.in_context.prompts import Prompter
+from mmx.models.spae.in_context.requests import pose
+from mmx.models.spae.in_context.segments import segment_plan
+from mmx.ops.pyramid import Pyramid
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """All that is asked of a language model.
+
+    Attributes:
+      lm: `FrozenLM`, or what stands for it.
+      prompter: of its tokenizer and the run's words.
+      to_words, from_words: the codec.
+      pictures: those that are asked for.
+      pool: others, of which examples are made.
+      settings: JSON, what the words hang on.
+    """
+
+    lm: Any
+    prompter: Prompter
+    to_words: Callable[[np.ndarray], np.ndarray]
+    from_words: Callable[[np.ndarray], np.ndarray]
+    pictures: list[Picture]
+    pool: list[Picture]
+    settings: dict
+
+    @property
+    def pyramid(self) -> Pyramid:
+        return self.prompter.pyramid
+
+    def do(self, name: str, workdir: Path) -> tuple[dict, Row]:
+        """A task, from where it stopped: (its part of results.json, its row of the figure)."""
+        of = self.settings
+        make = TASKS[name].make
+        episodes = [make(p, self.pool, of["supports"], self.pyramid.grid) for p in self.pictures]
+        posed = pose(episodes, self.pyramid, self.to_words)
+        key = rngs.stream(rngs.base_key(of["seed"]), name)
+        noises = [self._noise(key, number) for number in range(len(posed))]
+        requests = [
+            task.request(noise, wrong)
+            for wrong in (False, True)
+            for task, noise in zip(posed, noises, strict=True)
+        ]
+        plan = segment_plan(self.pyramid, of["block"], posed[0].is_asked_T)
+        words_BT, seconds = self._drawn(workdir / f"{name}.json", requests, plan, key)
+        right, wrong = np.split(words_BT, 2)
+        found, rows = [], []
+        for i, (task, episode) in enumerate(zip(posed, episodes, strict=True)):
+            true_T = task.query.wanted_T
+            answers = dict(
+                drawn=right[i],
+                wrong=wrong[i],
+                copied=task.copied(),
+                voted=task.voted(requests[i]),
+                codec=true_T,
+            )
+            scores = scoring.score(
+                answers,
+                true_T,
+                task.is_asked_T,
+                self.pyramid.ends,
+                episode.query.wanted,
+                self.from_words,
+            )
+            found.append({"caption": self.pictures[i].caption, "scores": scores})
+            rows.append((episode, requests[i], answers, scores))
+        part = {
+            "title": TASKS[name].title,
+            "cpu_seconds": round(seconds, 1),
+            "pictures": found,
+            "mean": scoring.pooled(found),
+        }
+        return part, self._row(TASKS[name].title, *rows[0])
+
+    def _noise(self, key: jax.Array, number: int) -> Noise:
+        """Of a picture's examples, the control's too."""
+        of, vocabulary, ends = self.settings, self.prompter.vocabulary, self.pyramid.ends
+        return make_noise(
+            jax.random.fold_in(rngs.stream(key, "noise"), number),
+            of["ratios"],
+            num_words=ends[-1],
+            kept=ends[of["kept_layers"] - 1],
+            num_rows=len(vocabulary),
+            mask_word=int(vocabulary.find([of["mask_word"]])[0]) if of["mask_word"] else None,
+        )
+
+    def _drawn(self, file: Path, requests, plan, key) -> tuple[np.ndarray, float]:
+        """(int32 [B, T], CPU-seconds); the file has them after every segment.
+
+        Raises:
+          UserError: it has words of other settings.
+        """
+        done, words_BT, seconds = 0, None, 0.0
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if kept["settings"] != self.settings:
+                raise UserError(f"{file}: words of other settings; give another --workdir")
+            done, words_BT = kept["done"], np.array(kept["words"], np.int32)
+            seconds = kept["cpu_seconds"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        progress = Progress(len(plan), file.stem, start=done, every=1)
+        began = time.process_time() - seconds
+        left = draw(self.lm, self.prompter, requests, plan, key, words_BT=words_BT, done=done)
+        for number, drawn_BT in left:
+            words_BT, seconds = drawn_BT, time.process_time() - began
+            kept = dict(settings=self.settings, done=number, words=words_BT.tolist())
+            storage.write(storage.path(file), json.dumps(kept | {"cpu_seconds": seconds}) + "\n")
+            progress.update(number)
+        progress.close()
+        return words_BT, seconds
+
+    def _row(self, title: str, episode, request, answers: dict, scores: dict) -> Row:
+        """The noisiest and the least noisy example, what is given, the answers, the truth."""
+        told = lambda given: f": {given}" if isinstance(given, str) else ""
+        shown = [request.supports[0].wanted_T, request.supports[-1].wanted_T]
+        # What is copied is what is given, through the codec.
+        names = [name for name in answers if name != "copied"]
+        drawn = to_uint8(self.from_words(np.stack([*shown, *(answers[name] for name in names)])))
+        given, wanted = episode.query.given, episode.query.wanted
+        images = [*drawn[:2], text_tile(len(wanted)) if isinstance(given, str) else given]
+        captions = [
+            f"first example{told(episode.supports[0].given)}",
+            f"last example{told(episode.supports[-1].given)}",
+            f"given{told(given)}",
+            *(f"{scoring.ANSWERS[name]}: {scores[name]['psnr']:.1f} dB" for name in names),
+            "true picture",
+        ]
+        return title, [*images, *drawn[2:], wanted], captions

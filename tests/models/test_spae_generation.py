@@ -1,0 +1,129 @@
+"""The study of drawing by a frozen language model, with a codec and models that need no weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import studies
+from word_fakes import ROWS, SIDE, SMALL, Oracle, Words, from_words, last_output, prompter, to_words
+
+from mmx.core.errors import UserError
+from mmx.eval.images import psnr
+from mmx.models.spae.in_context.conditions import TASKS, Picture
+
+report, run, scoring, study = studies.load("spae_generation", "report", "run", "scoring", "study")
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+CAPTIONS = ("red cat", "red dog", "blue cat", "blue dog", "green cat", "green dog")
+PICTURES = list(map(Picture, CAPTIONS, IMAGES))
+SETTINGS = dict(
+    lm="oracle", seed=0, supports=3, block=8, ratios=[0.5, 0.4, 0.3], kept_layers=2, mask_word="",
+    words=ROWS, sides=[1, 2, 4, 4], attribution="nobody", every=list(TASKS),
+)  # fmt: skip
+
+
+def of(lm, **changes):
+    return study.Study(
+        lm, prompter(), to_words, from_words, PICTURES[:2], PICTURES[2:], SETTINGS | changes
+    )
+
+
+def test_scores_by_hand():
+    true, other = to_words(np.stack([p.image for p in PICTURES[:2]]))
+    half = np.where(np.arange(37) < 21, true, other)
+    is_asked = np.arange(37) % 2 == 0
+    scores = scoring.score(
+        {"drawn": half, "copied": None, "codec": true}, true, is_asked, SMALL.ends,
+        PICTURES[0].image, from_words,
+    )  # fmt: skip
+    assert scores.keys() == {"drawn", "codec"}
+    lucky = float((other == true)[22::2].mean())
+    assert scores["drawn"]["right"] == [1.0, 1.0, 1.0, lucky] and lucky < 0.5
+    assert scores["codec"]["psnr_recon"] == 100 and scores["codec"]["right"] == [1.0] * 4
+    best = psnr(PICTURES[0].image[None], from_words(true[None]))[0]
+    assert scores["codec"]["psnr"] == best > scores["drawn"]["psnr"]
+    wanted = psnr(from_words(true[None]), from_words(half[None]))[0]
+    assert scores["drawn"]["psnr_recon"] == wanted
+    none = scoring.score({"drawn": half}, true, np.arange(37) > 4, SMALL.ends, PICTURES[0].image,
+                         from_words)  # fmt: skip
+    assert none["drawn"]["right"][:2] == [None, None]
+
+
+def test_a_copier_of_noisy_examples_has_their_words(tmp_path):
+    """Right where the last example has no noise; the vote of all three is where the two others
+    agree, too; of wrong examples next to nothing is right."""
+    part, (title, images, captions) = of(Oracle(last_output)).do("deblur", tmp_path)
+    mean = part["mean"]
+    hit = round(0.3 * 32) / 32
+    assert mean["drawn"]["right"][:2] == [1.0, 1.0]
+    lower = {name: np.mean(scores["right"][2:]) for name, scores in mean.items()}
+    assert 1 - hit <= lower["drawn"] < 1 - hit + 0.1  # a random word may be the true one
+    assert lower["voted"] > lower["drawn"] > lower["wrong"] + 0.5
+    assert mean["wrong"]["psnr_recon"][0] < mean["drawn"]["psnr_recon"][0] < 100
+    assert mean["codec"]["psnr_recon"][0] == 100
+    assert title == TASKS["deblur"].title and len(images) == len(captions) == 8
+    assert [captions[2], captions[-1]] == ["given", "true picture"]
+    assert captions[3].startswith("language model: ")
+
+
+class Broken(Oracle):
+    """Stops at its third call."""
+
+    def generate(self, *args, **kwargs):
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().generate(*args, **kwargs)
+
+
+def test_a_study_that_was_stopped_goes_on(tmp_path):
+    """To the same words as one that was not, with the calls that were left; of other settings it
+    is refused; what is done is not done again."""
+    whole, _ = of(lm := Oracle(last_output)).do("class", tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        of(Broken(last_output)).do("class", tmp_path / "parts")
+    assert json.loads((tmp_path / "parts/class.json").read_text())["done"] == 3
+    rest = Oracle(last_output)
+    parts, _ = of(rest).do("class", tmp_path / "parts")
+    words = [
+        json.loads((tmp_path / d / "class.json").read_text())["words"] for d in ("whole", "parts")
+    ]
+    assert words[0] == words[1] and rest.calls == lm.calls - 3
+    assert whole["pictures"] == parts["pictures"]
+    of(rest).do("class", tmp_path / "parts")
+    assert rest.calls == lm.calls - 3
+    with pytest.raises(UserError, match="other settings"):
+        of(rest, block=9).do("class", tmp_path / "parts")
+
+
+def test_noise_may_be_one_word(tmp_path):
+    words = Words()
+    words.find = lambda given: np.array([{"fog": 7}[word] for word in given])
+    one = of(Oracle(last_output), mask_word="fog")
+    one.prompter.vocabulary = words
+    one.do("deblur", tmp_path)
+    kept = np.array(json.loads((tmp_path / "deblur.json").read_text())["words"])
+    true = to_words(np.stack([p.image for p in PICTURES[:2]]))
+    wrong = kept[:2][kept[:2] != true]
+    assert len(wrong) and set(wrong.tolist()) == {7}
+
+
+def test_all_files_of_the_tasks_that_are_done(tmp_path):
+    names = ["class", "inpaint"]
+    results = run.do_all(of(Oracle(last_output)), names, tmp_path / "work", tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"].keys() == {*names}
+    table = (tmp_path / "table.md").read_text()
+    assert "Unfinished: interpolate, brighten" in table and "noise 50% to 30%" in table
+    drawn = results["tasks"]["class"]["mean"]["drawn"]["psnr"]
+    assert (
+        f"| {TASKS['class'].title} | 2 | {drawn[0]:.1f} [{drawn[1]:.1f}, {drawn[2]:.1f}] |" in table
+    )
+    assert (tmp_path / "generation.png").stat().st_size > 1000
+    copied = [line for line in table.splitlines() if line.startswith(f"| {TASKS['class'].title}")]
+    assert copied[0].split(" | ")[4] == "-"  # a text cannot be copied
+
+
+def test_the_readme_has_the_table_of_its_results():
+    folder = Path(study.__file__).resolve().parent
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "table.md").read_text() == report.table(results)
+    assert report.table(results).strip() in (folder / "README.md").read_text()
