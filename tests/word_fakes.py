@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from mmx.data.vocabulary import Vocabulary
 from mmx.models.spae.in_context.prompts import Prompter, Template
 from mmx.models.spae.in_context.segments import Window
 from mmx.ops.pyramid import Pyramid
@@ -12,20 +13,10 @@ SMALL = Pyramid((1, 2, 4, 4))  # ends at 1, 5, 21, 37 words
 ROWS, FIRST_ID, LM_V = 50, 7, 64  # words, the id of the first of them, ids of the language model
 
 
-class Words:
-    """A vocabulary: rows lie backwards among the ids, so that one is never taken for the other."""
-
-    def __len__(self):
-        return ROWS
-
-    def lm_ids(self, rows):
-        assert np.all((np.asarray(rows) >= 0) & (np.asarray(rows) < ROWS))
-        return (FIRST_ID + ROWS - 1 - np.asarray(rows)).astype(np.int32)
-
-    rows = lambda self, ids: FIRST_ID + ROWS - 1 - np.asarray(ids)
-
-    def allow(self, lm_vocab_size):
-        return np.isin(np.arange(lm_vocab_size), self.lm_ids(np.arange(ROWS)))
+# Rows lie backwards among the ids, so that one is never taken for the other.
+WORDS = Vocabulary(
+    np.arange(FIRST_ID + ROWS - 1, FIRST_ID - 1, -1), tuple(f" w{n}" for n in range(ROWS)), "fake"
+)
 
 
 class Tokens:
@@ -36,14 +27,14 @@ class Tokens:
     def encode(self, text):
         if text[0] == "n":
             return [61] * int(text[1:])
-        return {"in": [2], "out": [3], "end": [4]}.get(text, [5, 6])
+        return {"in": [2], "out": [3], "end": [4], "done": [1]}.get(text, [5, 6])
 
 
-TEMPLATE, WINDOW = Template("n{count}", "in", "out", "end"), Window(2, 3)
+TEMPLATE, WINDOW = Template("n{count}", "in", "done", "out", "end"), Window(2, 3)
 
 
 def prompter(pyramid=SMALL):
-    return Prompter(Tokens(), Words(), pyramid, WINDOW, TEMPLATE)
+    return Prompter(Tokens(), WORDS, pyramid, WINDOW, TEMPLATE)
 
 
 SIDE = 16

@@ -6,7 +6,7 @@
 
 Writes results.json, table.md and generation.png beside this file, in ten minutes of one core or
 less. What was written is kept after every segment: the same command goes on where it stopped.
-``--tiny`` does the first task alone with one example, and writes into the workdir.
+``--tiny`` does the first task alone with two examples, and writes into the workdir.
 """
 
 from mmx.cli.backend import before_jax, start_jax
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="one task, in seconds")
     args = parser.parse_args()
     if args.tiny:
-        args.tasks, args.images, args.supports = args.tasks[:1], 1, 1
+        args.tasks, args.images, args.supports = args.tasks[:1], 1, 2
     start_jax()
     workdir = Path(args.workdir)
     try:

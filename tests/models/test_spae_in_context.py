@@ -14,8 +14,8 @@ from word_fakes import (
     SIDE,
     SMALL,
     WINDOW,
+    WORDS,
     Oracle,
-    Words,
     from_words,
     last_output,
     prompter,
@@ -60,31 +60,33 @@ def a_request(supports=3, T=37):
 
 def test_a_prompt_by_hand():
     """Ids of pieces and words alone, in order; words of the segment itself only of the examples."""
-    ids = lambda words: Words().lm_ids(words).tolist()
+    ids = lambda words: WORDS.lm_ids(words).tolist()
     pairs = [Pair(some_words(37), some_words(37)), Pair("a", some_words(37))]
     given, words = some_words(37), some_words(37)
-    made = prompter().prompt(Request(pairs, given, words), Segment(2, 4, 2), words)
-    shown, before = [0, 1, 2, 3, 4, 9, 10], [0, 1, 2, 3, 4, 6, 7, 8]
-    wanted = [60, 61, 61, 2, *ids(pairs[0].given[shown])]
-    wanted += [3, *ids(pairs[0].wanted_T[[*before, 9, 10]]), 4]
-    wanted += [2, 5, 6, 3, *ids(pairs[1].wanted_T[[*before, 9, 10]]), 4]
-    assert made == [*wanted, 2, *ids(given[shown]), 3, *ids(words[before])]
+    request = Request(pairs, given, words)
+    made = prompter().prompt(request, Segment(2, 4, 2), words)
+    shown, before, own = [0, 1, 2, 3, 4, 9, 10], [0, 1, 2, 3, 4, 6, 7, 8], [9, 10]
+    wanted = [60, 61, 61]
+    for pair, ids_given in zip(pairs, (ids(pairs[0].given[shown]), [5, 6])):
+        wanted += [2, *ids_given, 1, *ids(pair.wanted_T[before]), 3, *ids(pair.wanted_T[own]), 4]
+    assert made == [*wanted, 2, *ids(given[shown]), 1, *ids(words[before]), 3]
+    first = prompter().prompt(request._replace(supports=pairs[1:]), Segment(0, 0, 1), words)
+    assert first == [60, 61, 2, 5, 6, 3, *ids(pairs[1].wanted_T[:1]), 4, 2, *ids(given[:5]), 3]
 
 
-def test_a_changed_support_changes_what_comes_after_it_alone():
+def test_a_changed_support_changes_its_own_ids_and_none_before():
     request, segment = a_request(), Segment(3, 4, 8)
-    whole = prompter().prompt(request, segment, request.known_T)
+    make = lambda supports: prompter().prompt(
+        request._replace(supports=supports), segment, request.known_T
+    )
+    query = len(make([])) - 1 - segment.length  # behind start and instruction
     for number, pair in enumerate(request.supports):
         supports = list(request.supports)
         supports[number] = Pair(pair.given, (pair.wanted_T + 1) % ROWS)
-        changed = prompter().prompt(request._replace(supports=supports), segment, request.known_T)
-        differs = np.flatnonzero(np.array(whole) != changed)
-        first = prompter().prompt(
-            Request(request.supports[:number], pair.given, pair.wanted_T), segment, pair.wanted_T
-        )
-        words = len(places(SMALL, segment, WINDOW)[1]) + segment.length
-        begin = len(first) - (words - segment.length)
-        assert differs.tolist() == list(range(begin, begin + words))
+        differs = np.flatnonzero(np.array(make(request.supports)) != make(supports))
+        begin, end = (len(make(supports[:n])) - query for n in (number, number + 1))
+        assert begin < differs[0] and differs[-1] < end
+        assert len(differs) == len(places(SMALL, segment, WINDOW)[1]) + segment.length
 
 
 # ---------------------------------------------------------------- drawing
@@ -117,7 +119,7 @@ def test_the_truth_has_the_codecs_error_and_its_copy_too(name):
     request = task.request(CLEAN, wrong=False)
     plan = segment_plan(SMALL, 6, task.is_asked_T)
     begins = iter(places(SMALL, segment, Window())[2] for segment in plan)
-    truth = Oracle(lambda *_: Words().lm_ids(task.query.wanted_T[next(begins)]))
+    truth = Oracle(lambda *_: WORDS.lm_ids(task.query.wanted_T[next(begins)]))
     known = np.where(task.is_asked_T, task.query.wanted_T, request.known_T)
     drawn = run(truth, [request], plan)
     np.testing.assert_array_equal(drawn[0], known)
@@ -142,8 +144,9 @@ def test_a_segment_is_asked_for_with_what_was_written_before():
     request = a_request()
 
     def count_on(number, prompt, count):
-        last = Words().rows(prompt[-1]) if prompt[-1] != 3 else ROWS - 1
-        return Words().lm_ids((last + 1 + np.arange(count)) % ROWS)
+        query = prompt[len(prompt) - prompt[::-1].index(2) :]
+        last = WORDS.rows(query[-2]) if 1 in query else ROWS - 1
+        return WORDS.lm_ids((last + 1 + np.arange(count)) % ROWS)
 
     np.testing.assert_array_equal(run(Oracle(count_on), [request] * 2, plan), [range(37)] * 2)
 
@@ -263,6 +266,8 @@ def test_what_the_tasks_show_and_ask():
         same = (episode.query.given == own.image).reshape(4, 4, 4, 4, 3).all((1, 3, 4))
         np.testing.assert_array_equal(same, ~episode.is_asked_hw)
         assert same.sum() == shown
+    with pytest.raises(UserError, match="at least 2"):
+        TASKS["brighten"].make(own, pool, 1, 4)
     with pytest.raises(UserError, match="there are 4"):
         TASKS["rotate"].make(own, pool, 5, 4)
 

@@ -89,7 +89,13 @@ def _everywhere(grid: int) -> np.ndarray:
 
 
 def _moved(supports: Sequence[Example]) -> list[np.ndarray]:
-    """Each support's wrong image: the next one's."""
+    """Each support's wrong image: the next one's.
+
+    Raises:
+      UserError: there is one alone.
+    """
+    if len(supports) < 2:
+        raise UserError("supports=1: at least 2, so that there is a wrong image for each")
     return [example.wanted for example in [*supports[1:], supports[0]]]
 
 

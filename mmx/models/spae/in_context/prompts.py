@@ -1,7 +1,9 @@
 """Prompts that show a language model examples and ask for words of an image, all in ids.
 
-    ### Input: dog red ... Output: cat blue ... ### Input: fox red ... Output:
+    Input: dog red ... So far: cat ... Output: blue ... Input: fox red ... So far: wolf ... Output:
 
+What is wanted of a segment comes right behind "Output:" in every example, as in V2L's prompts
+(arXiv 2403.07874): a small model that has to go on with words begun before repeats the last one.
 A text that is cut into ids, joined and cut again may have other ids, so the pieces of a template
 and the texts of examples are cut once, each by itself, and words are the ids that they are.
 Legend: T words of an image.
@@ -25,13 +27,15 @@ class Template:
 
     Attributes:
       instruction: once, before all; ``{count}`` is how many words are to be written.
-      before_input, before_output, after_output: of an example.
+      before_input, before_done, before_output, after_output: of an example; what is done is the
+        words that come before the segment, where there are such.
 
     The shape is that of V2L (arXiv 2403.07874), whose prompts say too how many words to write.
     """
 
     instruction: str = "Learn from the examples and write the next {count} words.\n"
     before_input: str = "###\nInput:"
+    before_done: str = "\nSo far:"
     before_output: str = "\nOutput:"
     after_output: str = "\n"
 
@@ -99,17 +103,20 @@ class Prompter:
         instruction = self._template.instruction.format(count=segment.length)
         ids = [*self._tokenizer.start_ids, *self._encode(instruction)]
         for pair in request.supports:
-            ids += self._example(pair.given, given)
-            ids += self._words(pair.wanted_T, [*before, *own])
-            ids += self._encode(self._template.after_output)
-        return [*ids, *self._example(request.given, given), *self._words(words_T, before)]
+            ids += self._example(pair.given, pair.wanted_T, given, before)
+            ids += [*self._words(pair.wanted_T, own), *self._encode(self._template.after_output)]
+        return [*ids, *self._example(request.given, words_T, given, before)]
 
-    def _example(self, given: np.ndarray | str, shown: list[int]) -> list[int]:
+    def _example(
+        self, given: np.ndarray | str, words_T: np.ndarray, shown: list[int], before: list[int]
+    ) -> list[int]:
         """Up to the output's first word."""
-        is_text = isinstance(given, str)
-        ids = self._encode(f" {given}") if is_text else self._words(given, shown)
-        template = self._template
-        return [*self._encode(template.before_input), *ids, *self._encode(template.before_output)]
+        template, is_text = self._template, isinstance(given, str)
+        ids = [*self._encode(template.before_input)]
+        ids += self._encode(f" {given}") if is_text else self._words(given, shown)
+        if before:
+            ids += [*self._encode(template.before_done), *self._words(words_T, before)]
+        return [*ids, *self._encode(template.before_output)]
 
     def _words(self, words_T: np.ndarray, shown: list[int]) -> list[int]:
         return self.vocabulary.lm_ids(words_T[shown]).tolist()
