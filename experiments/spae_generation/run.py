@@ -5,7 +5,8 @@
     python experiments/spae_generation/run.py runs/spae
 
 Writes results.json, table.md and generation.png beside this file, in ten minutes of one core or
-less. What was written is kept after every segment: the same command goes on where it stopped.
+less. What was written is kept after every segment: the same command goes on where it stopped, and
+``--images 8`` adds seven to the first.
 ``--tiny`` does the first task alone with two examples, and writes into the workdir.
 """
 
@@ -37,7 +38,7 @@ from mmx.pretrained.lm_packages import folder_of  # noqa: E402
 from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-WINDOW = Window(upper=1, lookback=12)  # prompts of five examples then have 512 ids
+WINDOW = Window(upper=1, lookback=8)
 KEPT_LAYERS = 3  # without noise: V2L's 21 global words
 
 
@@ -66,7 +67,7 @@ def open_study(args: argparse.Namespace) -> Study:
         settings={
             "run": run.dir.path.name, "step": run.step, "lm": args.lm, "seed": args.seed,
             "vocabulary": task.vocabulary.hash, "words": len(task.vocabulary),
-            "sides": list(task.pyramid.sides), "images": args.images, "supports": args.supports,
+            "sides": list(task.pyramid.sides), "supports": args.supports,
             "block": args.block, "ratios": list(falling(SCHEDULES[args.noise], args.supports)),
             "kept_layers": KEPT_LAYERS, "mask_word": args.mask_word,
             "window": dataclasses.asdict(WINDOW), "attribution": held_out.info.attribution,
@@ -96,9 +97,9 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
     parser.add_argument("--data_dir", default="", help="where data sets and models are")
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), metavar="TASK")
-    parser.add_argument("--images", type=int, default=2, help="of each task")
+    parser.add_argument("--images", type=int, default=1, help="of each task")
     parser.add_argument("--supports", type=int, default=5, help="examples in a prompt")
-    parser.add_argument("--block", type=int, default=32, help="most words at a time")
+    parser.add_argument("--block", type=int, default=8, help="most words at a time")
     parser.add_argument("--noise", choices=SCHEDULES, default="v2l", help="of the examples")
     parser.add_argument("--mask_word", default="", help="noise is this word, not random ones")
     parser.add_argument("--seed", type=int, default=0)

@@ -58,23 +58,18 @@ class Study:
         episodes = [make(p, self.pool, of["supports"], self.pyramid.grid) for p in self.pictures]
         posed = pose(episodes, self.pyramid, self.to_words)
         key = rngs.stream(rngs.base_key(of["seed"]), name)
-        noises = [self._noise(key, number) for number in range(len(posed))]
-        requests = [
-            task.request(noise, wrong)
-            for wrong in (False, True)
-            for task, noise in zip(posed, noises, strict=True)
-        ]
         plan = segment_plan(self.pyramid, of["block"], posed[0].is_asked_T)
-        words_BT, seconds = self._drawn(workdir / f"{name}.json", requests, plan, key)
-        right, wrong = np.split(words_BT, 2)
-        found, rows = [], []
+        found, rows, total = [], [], 0.0
         for i, (task, episode) in enumerate(zip(posed, episodes, strict=True)):
-            true_T = task.query.wanted_T
+            true_T, noise = task.query.wanted_T, self._noise(key, i)
+            requests = [task.request(noise, wrong) for wrong in (False, True)]
+            words_BT, seconds = self._drawn(workdir / f"{name}-{i}.json", requests, plan, key, i)
+            total += seconds
             answers = dict(
-                drawn=right[i],
-                wrong=wrong[i],
+                drawn=words_BT[0],
+                wrong=words_BT[1],
                 copied=task.copied(),
-                voted=task.voted(requests[i]),
+                voted=task.voted(requests[0]),
                 codec=true_T,
             )
             scores = scoring.score(
@@ -86,10 +81,10 @@ class Study:
                 self.from_words,
             )
             found.append({"caption": self.pictures[i].caption, "scores": scores})
-            rows.append((episode, requests[i], answers, scores))
+            rows.append((episode, requests[0], answers, scores))
         part = {
             "title": TASKS[name].title,
-            "cpu_seconds": round(seconds, 1),
+            "cpu_seconds": round(total, 1),
             "pictures": found,
             "mean": scoring.pooled(found),
         }
@@ -107,8 +102,9 @@ class Study:
             mask_word=int(vocabulary.find([of["mask_word"]])[0]) if of["mask_word"] else None,
         )
 
-    def _drawn(self, file: Path, requests, plan, key) -> tuple[np.ndarray, float]:
-        """(int32 [B, T], CPU-seconds); the file has them after every segment.
+    def _drawn(self, file: Path, requests, plan, key, number) -> tuple[np.ndarray, float]:
+        """(int32 [B, T], CPU-seconds) of a picture's requests; the file has them after every
+        segment.
 
         Raises:
           UserError: it has words of other settings.
@@ -123,12 +119,21 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(len(plan), file.stem, start=done, every=1)
         began = time.process_time() - seconds
-        left = draw(self.lm, self.prompter, requests, plan, key, words_BT=words_BT, done=done)
-        for number, drawn_BT in left:
-            words_BT, seconds = drawn_BT, time.process_time() - began
-            kept = dict(settings=self.settings, done=number, words=words_BT.tolist())
+        left = draw(
+            self.lm,
+            self.prompter,
+            requests,
+            plan,
+            key,
+            first_row=number * len(requests),
+            words_BT=words_BT,
+            done=done,
+        )
+        for done, words_BT in left:
+            seconds = time.process_time() - began
+            kept = dict(settings=self.settings, done=done, words=words_BT.tolist())
             storage.write(storage.path(file), json.dumps(kept | {"cpu_seconds": seconds}) + "\n")
-            progress.update(number)
+            progress.update(done)
         progress.close()
         return words_BT, seconds
 
