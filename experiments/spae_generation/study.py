@@ -1,6 +1,7 @@
 """The study: of each task, what the language model is asked, what it writes, how good that is."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from mmx.eval.images import to_uint8
 from mmx.models.spae.in_context.conditions import TASKS, Picture
 from mmx.models.spae.in_context.drawing import draw
 from mmx.models.spae.in_context.noise import Noise, make_noise
-from mmx.models.spae.in_context.prompts import Prompter
+from mmx.models.spae.in_context.prompts import Prompter, Request
 from mmx.models.spae.in_context.requests import pose
-from mmx.models.spae.in_context.segments import segment_plan
+from mmx.models.spae.in_context.segments import Segment, segment_plan
 from mmx.ops.pyramid import Pyramid
 
 
@@ -109,11 +110,14 @@ class Study:
         Raises:
           UserError: it has words of other settings.
         """
+        of = self.settings | {"prompts": self._digest(requests, plan)}
         done, words_BT, seconds = 0, None, 0.0
         if file.is_file():
             kept = json.loads(file.read_text())
-            if kept["settings"] != self.settings:
-                raise UserError(f"{file}: words of other settings; give another --workdir")
+            if kept["settings"] != of:
+                raise UserError(
+                    f"{file}: words of other settings or another run; give another --workdir"
+                )
             done, words_BT = kept["done"], np.array(kept["words"], np.int32)
             seconds = kept["cpu_seconds"]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +135,16 @@ class Study:
         )
         for done, words_BT in left:
             seconds = time.process_time() - began
-            kept = dict(settings=self.settings, done=done, words=words_BT.tolist())
+            kept = dict(settings=of, done=done, words=words_BT.tolist())
             storage.write(storage.path(file), json.dumps(kept | {"cpu_seconds": seconds}) + "\n")
             progress.update(done)
         progress.close()
         return words_BT, seconds
+
+    def _digest(self, requests: list[Request], plan: list[Segment]) -> str:
+        """Of all that prompts show but what is written: of run, data, noise and template."""
+        ids = [self.prompter.prompt(r, segment, r.known_T) for segment in plan for r in requests]
+        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
     def _row(self, title: str, episode, request, answers: dict, scores: dict) -> Row:
         """The noisiest and the least noisy example, what is given, the answers, the truth."""
