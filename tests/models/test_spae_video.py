@@ -7,6 +7,7 @@ import pytest
 
 from mmx.core.errors import UserError
 from mmx.data.moving import MOTIONS, move
+from mmx.models.registry import make_task
 from mmx.models.rows import to_float
 from mmx.models.spae import report as reports
 from mmx.models.spae.in_context.segments import asked_words, segment_plan
@@ -158,5 +159,6 @@ def test_a_row_is_a_video_as_it_is(trained):
     ],
 )
 def test_what_does_not_fit_is_named(build, changes, message):
+    config = build.changed("spae/moving32:tiny", SMALL | changes)
     with pytest.raises(UserError, match=message):
-        build.spae("spae/moving32:tiny", SMALL | changes)
+        make_task(config, None, abstract=True)
