@@ -69,8 +69,8 @@ class Moving:
     """Random access to one split of videos: to its readers a :class:`mmx.data.source.Source`.
 
     ``moving[i]`` is the drawing's example with ``"image"`` uint8 [16, S, S, 3], ``"text"`` its
-    caption with the motion, and ``"motion"``, such as "slowly left". The motions of a drawing
-    follow each other.
+    caption with the motion, and ``"motion"``, such as "slowly left". All drawings follow each
+    other, neighbours moving in different ways, and again, until each has moved in every way.
 
     Attributes:
       info: of the data set, with the splits' numbers of videos.
@@ -90,19 +90,25 @@ class Moving:
         return f"Moving({self.info.name}, {self.split}, {len(self)} videos)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        drawing, motion = divmod(index, len(MOTIONS))
-        example = self._told(self._drawings[drawing], motion)
-        return example | {"image": move(example["image"], *MOTIONS[motion], _STEP * drawing)}
+        turn, drawing = divmod(index, len(self._drawings))
+        example, motion = self._drawings[drawing], _motion(turn, drawing)
+        video = move(example["image"], *motion, _STEP * drawing)
+        return _told(example, motion) | {"image": video}
 
     def outlines(self) -> Iterator[dict[str, Any]]:
         """All in order, with None for their videos, which are not made."""
-        for example in self._drawings.outlines():
-            for motion in range(len(MOTIONS)):
-                yield self._told(example, motion)
+        for turn in range(len(MOTIONS)):
+            for drawing, example in enumerate(self._drawings.outlines()):
+                yield _told(example, _motion(turn, drawing))
 
-    def _told(self, example: dict[str, Any], motion: int) -> dict[str, Any]:
-        told = "".join(MOTIONS[motion])
-        return example | {"text": f"{example['text']} moves {told}", "motion": told}
+
+def _motion(turn: int, drawing: int) -> tuple[str, str]:
+    return MOTIONS[(turn + drawing) % len(MOTIONS)]
+
+
+def _told(example: dict[str, Any], motion: tuple[str, str]) -> dict[str, Any]:
+    told = "".join(motion)
+    return example | {"text": f"{example['text']} moves {told}", "motion": told}
 
 
 def open_moving(spec: str, split: str, data_dir: PathLike | None = None) -> Moving:
