@@ -162,7 +162,8 @@ class ClipTeacher:
 
     def _embedder(self, weights):
         """Texts -> float32 [n, E]; the tail of one that is too long is cut."""
-        mesh = make_mesh(dict(slice=1, data=-1, fsdp=1, tensor=1))
+        # Of this process alone: the others wait until the run is laid down.
+        mesh = make_mesh(dict(slice=1, data=-1, fsdp=1, tensor=1), jax.local_devices())
         weights = place(weights, replicated(mesh))
         opened = _Opened(weights["params"], weights["extra"], {}, mesh)
         return functools.partial(self.task.embedding(opened).texts, strict=False)
