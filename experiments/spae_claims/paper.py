@@ -22,5 +22,6 @@ FEWSHOT = (
 ABLATIONS = {
     "a": "SAQ is better than RQ, in reconstruction and in semantic relevance",
     "b": "guidance makes words more relevant and costs reconstruction",
-    "c": "few-shot classification reads the first 5 words, or 21; generation writes all 597",
+    "c": "few-shot classification reads the first 5 words, or 21; generation writes all 597 "
+    "(that more words are worse for reading is not said)",
 }

@@ -94,7 +94,7 @@ def claims(results: dict) -> list[tuple[str, Score | None, str, tuple[str, ...]]
     ]  # fmt: skip
     for ways in WAYS:
         lines.append(
-            (f"(c) {ways}-way accuracy by overlap: {ends[FEW]} words above {ends[last]}",
+            (f"(c) {ways}-way accuracy by overlap: {ends[FEW]} words suffice, above {ends[last]}",
              of(few, base, str(ways)), ".3f", ("base",))
         )  # fmt: skip
     return lines
@@ -206,6 +206,8 @@ def plot(results: dict, file: Path) -> None:
 
     def curve(axes, arm, what, x, **style):
         of = [value(results, arm, what, k) for k in range(len(ends))]
+        if count(results, arm) < len(SEEDS):
+            style["label"] += f" (seeds {state(results, arm)})"
         if None not in of:
             y = np.array([s.value for s in of])
             bars = [y - [s.low for s in of], [s.high for s in of] - y]

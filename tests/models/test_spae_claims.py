@@ -1,5 +1,6 @@
 """The study of `experiments/spae_claims`: its arms, its restarts, its scores, its arithmetic."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ def test_arms_differ_in_one_field():
     assert differs(flat("unguided")) == {"guidance.weight": 0.0}
     assert differs(flat("base", 2)) == {"seed.": 2}
     assert base["pyramid.scheme"] == "saq" and base["data.data_dir"] == "there"
+    assert all(base[name if "." in name else f"{name}."] == v for name, v in arms._SAID.items())
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_a_record_of_other_settings_is_not_taken_for_done(study, tmp_path, monke
     assert len(study.done) == 3
     for change in (
         lambda patch: patch.setitem(arms.ARMS, "rq", {"pyramid.scheme": "area"}),
-        lambda patch: patch.setattr(arms, "STEPS", 301),
+        lambda patch: patch.setitem(arms._SAID, "optim.lr", 2e-3),
         lambda patch: patch.setattr(jobs, "RECIPE", ("another judge",)),
     ):
         with monkeypatch.context() as patch:
@@ -206,3 +208,11 @@ def test_a_table_says_what_agrees_and_what_is_unfinished():
     assert mse == pytest.approx(np.mean(4 * 10 ** (-(np.linspace(-0.5, 0.5, 40) + 10) / 10)))
     empty = report.table(results | {"runs": runs[:1]})
     assert "RQ unfinished: 0 of 3" in empty
+
+
+def test_what_was_measured_is_what_is_said():
+    """The table agrees with the results of the JSON beside it."""
+    results = json.loads((report.HERE / "results.json").read_text())
+    assert (report.HERE / "table.md").read_text() == report.table(results)
+    for run in results["runs"]:
+        assert run["config"] == jobs.digest(run["arm"], run["seed"])
