@@ -100,6 +100,11 @@ class LmTokenizer:
             )
         return both[len(before) :]
 
+    def inside(self, text: str) -> list[int]:
+        """Ids of ``text`` in the middle of a longer one, without what stands at a text's beginning
+        alone (Llama 2's "▁"): :meth:`continuation` of a word. Raises UserError as that."""
+        return self.continuation(_ANCHOR, text)
+
     def is_stable(self, ids: Sequence[int]) -> bool:
         """Does a reader of the text find the same ids?"""
         return self.encode(self.decode(ids)) == [int(i) for i in ids]

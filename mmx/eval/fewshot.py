@@ -15,7 +15,9 @@ no language model at all (see :func:`overlap`). What it comes to is `mmx.eval.fe
 """
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,15 +125,21 @@ def overlap(episode: Episode, column: Column, words: Words, budget: int) -> np.n
     A bag of words, each image's of weight 1, in which all depths count alike; of two bags the
     smaller share of each word. A candidate's bag is the mean of its shown images'.
     """
-    shown = supports(episode, column)
-    out = np.zeros((len(episode.queries), len(episode.candidates)))
-    for c, candidate in enumerate(episode.candidates):
-        some = [_bag(words["shown", i.image][:budget]) for i in shown if i.answer == candidate]
-        for q, query in enumerate(episode.queries):
-            bag = _bag(words["asked", query.image][:budget])
-            mean = {word: sum(other.get(word, 0.0) for other in some) / len(some) for word in bag}
-            out[q, c] = sum(min(share, mean[word]) for word, share in bag.items())
-    return out
+    shown = [(item.answer, words["shown", item.image][:budget])
+             for item in supports(episode, column)]  # fmt: skip
+    asked = [words["asked", item.image][:budget] for item in episode.queries]
+    of = [[some for answer, some in shown if answer == c] for c in episode.candidates]
+    # Whole numbers of a common denominator: by fractions, rounding would decide what is a tie.
+    lengths = {len(some) for some in (*asked, *(some for _, some in shown))}
+    whole = math.lcm(*lengths) * math.lcm(*map(len, of))
+    bags = [_bag(one, whole) for one in asked]
+    out = np.zeros((len(asked), len(of)), np.int64)
+    for c, some in enumerate(of):
+        mean: Counter[int] = Counter()
+        for one in some:
+            mean += _bag(one, whole // len(some))
+        out[:, c] = [(bag & mean).total() for bag in bags]
+    return out / whole
 
 
 def spelt(episode: Episode, words: Words, budget: int, read: Callable) -> np.ndarray:
@@ -148,9 +156,10 @@ def spelt(episode: Episode, words: Words, budget: int, read: Callable) -> np.nda
                      for some in seen])  # fmt: skip
 
 
-def _bag(words: np.ndarray) -> dict[int, float]:
-    found, counts = np.unique(np.asarray(words), return_counts=True)
-    return dict(zip(found.tolist(), (counts / counts.sum()).tolist()))
+def _bag(words: np.ndarray, weight: int) -> Counter[int]:
+    """Each word's share of a weight that they divide."""
+    each = weight // len(words)
+    return Counter({w: n * each for w, n in Counter(np.asarray(words).tolist()).items()})
 
 
 # ---------------------------------------------------------------- all episodes
@@ -173,8 +182,7 @@ class Answers:
 
     def __init__(self, file: Path, recipe: Mapping[str, Any]):
         self.file = file
-        recipe = json.loads(json.dumps(recipe))
-        self._lines = [json.dumps(recipe)]
+        self._recipe = recipe = json.loads(json.dumps(recipe))
         self._known: dict[tuple[str, int], list[dict[str, Any]]] = {}
         if file.is_file():
             for number, text in enumerate(storage.read_text(file).splitlines(), 1):
@@ -191,15 +199,18 @@ class Answers:
 
     def _add(self, line: dict[str, Any]) -> None:
         self._known.setdefault((line["setting"], line["episode"]), []).append(line)
-        self._lines.append(json.dumps(line))
 
     def has(self, setting: Setting, episode: Episode) -> bool:
-        return (setting.key, episode.number) in self._known
+        """Whether all queries of an episode are answered, each once."""
+        lines = self._known.get((setting.key, episode.number), [])
+        return sorted(line["query"] for line in lines) == [*range(len(episode.queries))]
 
     def add(self, setting: Setting, episodes: Sequence[Episode], scores: Sequence[Sequence]):
-        """Of each query of the episodes, one after another, the scores of its candidates."""
+        """Of each query of the episodes, one after another, the scores of its candidates; in the
+        place of what there was of these episodes, which may be a part."""
         scores = iter(scores)
         for episode in episodes:
+            self._known[setting.key, episode.number] = []
             for query in range(len(episode.queries)):
                 row = next(scores)
                 self._add(
@@ -211,7 +222,8 @@ class Answers:
                         "count": [score.count for score in row],
                     }
                 )
-        storage.write(self.file, "".join(f"{line}\n" for line in self._lines))
+        lines = [self._recipe, *(line for some in self._known.values() for line in some)]
+        storage.write(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def scores(self, setting: Setting, episode: Episode, rule: str) -> np.ndarray:
         """float [queries, candidates] by a rule of `RULES`."""
@@ -243,13 +255,13 @@ def complete(
       UserError: a prompt that it has no room for; nothing was asked then.
       Interrupted: between two blocks, where `mmx.core.preemption` watches.
     """
-    blocks = []  # (setting, episodes, about how many tokens they are)
+    blocks = []  # (setting, episodes, how many tokens they are)
     for setting in settings:
-        tokens = _check_room(setting, ask(setting, episodes[0]), room)
-        size = min(max(1, 2 * _TOKENS // tokens), _EPISODES)
+        tokens = [_check_room(setting, ask(setting, episode), room) for episode in episodes]
+        size = min(max(1, 2 * _TOKENS // max(tokens)), _EPISODES)
         for at in range(0, len(episodes), size):
-            some = episodes[at : at + size]
-            blocks.append((setting, some, tokens * len(some)))
+            end = at + size
+            blocks.append((setting, episodes[at:end], sum(tokens[at:end])))
     left = [b for b in blocks if not all(answers.has(b[0], episode) for episode in b[1])]
     total = sum(tokens for *_, tokens in blocks)
     done = total - sum(tokens for *_, tokens in left)

@@ -1,11 +1,11 @@
-"""What the answers to few-shot episodes come to: accuracies with intervals clustered by class.
+"""What the answers to few-shot episodes come to: accuracies with clustered intervals.
 
-The classes are what an interval is about: of ten classes, a hundred queries of one say little more
-than ten. It speaks of them and of the episodes, not of training seeds. Of few classes the bootstrap
-says too little: of differences, which have no other, the interval is the wider of that by class and
-that by episode.
+Queries of one class resemble each other, and so do those of one episode, which are shown the same
+images. An interval, of a score as of a difference, is the wider of that clustered by class and that
+by episode. It speaks of these two, not of training seeds.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +41,8 @@ def summary(
     Returns:
       What JSON can hold: "chance", "episodes", "queries", and "scores" and "differences", lists of
       {"reading", "budget", "column", "rule", "value", "low", "high"}. A difference is of the
-      reading "words" and another, on the same queries.
+      reading "words" and another, on the same queries. "budgets" are such differences, too: of
+      "budget" words less "fewer", of one reading.
     """
     classes = [item.answer for episode in episodes for item in episode.queries]
     numbers = [episode.number for episode in episodes for _ in episode.queries]
@@ -62,10 +63,17 @@ def summary(
     scores, differences = [], []
     for (reading, budget, column, rule), values in hit.items():
         name = {"reading": reading, "budget": budget, "column": str(column), "rule": rule}
-        scores.append(name | _plain(stats.proportion(values, classes)))
+        scores.append(name | _wider(stats.proportion, values, classes, numbers))
         if reading != "words" and ("words", budget, column, rule) in hit:
             more = hit["words", budget, column, rule] - values
-            differences.append(name | _mean(more, classes, numbers))
+            differences.append(name | _wider(stats.mean, more, classes, numbers))
+    budgets = []
+    for one, other in itertools.combinations(sorted(hit, key=lambda key: key[1]), 2):
+        reading, budget, column, rule = other
+        if (reading, column, rule) == (one[0], one[2], one[3]):
+            name = {"reading": reading, "budget": budget, "fewer": one[1], "column": str(column)}
+            more = _wider(stats.mean, hit[other] - hit[one], classes, numbers)
+            budgets.append(name | {"rule": rule} | more)
     return {
         "chance": 1 / len(episodes[0].candidates),
         "episodes": len(episodes),
@@ -73,16 +81,14 @@ def summary(
         "classes": len(set(classes)),
         "scores": scores,
         "differences": differences,
+        "budgets": budgets,
     }
 
 
-def _mean(values: np.ndarray, *clusters: Sequence) -> dict[str, float]:
-    """With the wider of the intervals by each kind of cluster."""
-    scores = [stats.mean(values, cluster) for cluster in clusters]
-    return _plain(max(scores, key=lambda score: score.high - score.low))
-
-
-def _plain(score: stats.Score) -> dict[str, float]:
+def _wider(of: Callable, values: np.ndarray, *clusters: Sequence) -> dict[str, float]:
+    """A function of `mmx.eval.stats`, with the wider of the intervals by each kind of cluster."""
+    scores = [of(values, cluster) for cluster in clusters]
+    score = max(scores, key=lambda score: score.high - score.low)
     return {"value": score.value, "low": score.low, "high": score.high}
 
 
@@ -96,7 +102,8 @@ def table(found: dict[str, Any], words: int) -> list[str]:
     scores = {(s["reading"], s["budget"], s["column"], s["rule"]): s for s in found["scores"]}
     lines = [
         f"{found['episodes']} episodes, {found['queries']} queries of {found['classes']} classes; "
-        f"chance {found['chance']:.2f}; brackets: 95 % intervals, by class"
+        f"chance {found['chance']:.2f}; brackets: 95 % intervals, the wider of by class and by "
+        "episode"
     ]
     asked = [(words, column) for column in (*map(str, COLUMNS), MEAN)]
     asked += sorted({(budget, column) for _, budget, column, _ in scores if budget != words})
@@ -110,7 +117,15 @@ def table(found: dict[str, Any], words: int) -> list[str]:
     lines += [""] * bool(means)
     for d in means:
         lines.append(f"words less {d['reading']}, {MEAN}, {_told(d['rule'])}: {_spell(d, '+.3f')}")
-    return lines
+    pairs = [d for d in found["budgets"] if d["reading"] == "words"]
+    rows = {(d["budget"], d["fewer"], d["column"]): {} for d in pairs}
+    for d in pairs:
+        rows[d["budget"], d["fewer"], d["column"]][d["rule"]] = _spell(d, "+.3f")
+    lines += [""] * bool(rows)
+    return lines + _aligned(
+        [(f"{more} words less {fewer}, {column}", *(f"{_told(r)}: {cells[r]}" for r in _RULES))
+         for (more, fewer, column), cells in rows.items()]
+    )  # fmt: skip
 
 
 def _told(rule: str) -> str:

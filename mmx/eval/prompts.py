@@ -8,12 +8,17 @@
     Input: sleeve wool winter
     Output:
 
-The words of an image are put there by their ids, never written and read again; an answer's ids are
-those that it has behind the text before it (`LmTokenizer.continuation`), in what is shown as in
-what is scored. So the prompt and its answer are the ids that the whole would have.
+The words of an image are put there by their ids, never written and read again. The texts between
+have the ids that they have in the middle of a text (`LmTokenizer.inside`), and an answer those that
+it has behind the text before it (`LmTokenizer.continuation`). So, of words that a reader of their
+text finds again, the prompt and its answer are the ids that the whole would have, but at one place:
+an answer has the same ids in what is shown as in what is scored, where nothing follows. It is cut
+before the line's end even where a tokenizer would join the two (Llama 3's ".\n"); a study tells how
+many answers those are (:func:`joins_end`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,26 +91,44 @@ def prompt(
       listed: the candidates of a task induction; none without.
 
     Raises:
-      UserError: a token would hold some of an answer and some of the text beside it.
+      UserError: a token would hold some of an answer and some of the text before it.
     """
     ids = list(tokenizer.start_ids)
+    cut = tokenizer.encode  # of what the whole text begins with
     text = ""
     if listed:
         names = template.between.join(template.listed.format(name) for name in listed)
         text = template.induction.format(candidates=names)
     for block in shown:
         after = template.after.format(question=block.question)
-        ids += tokenizer.encode(text + template.before) + _ints(block.words)
-        ids += tokenizer.encode(after) + tokenizer.continuation(after, f" {block.answer}")
-        text = template.end
-    ids += tokenizer.encode(text + template.before) + _ints(query.words)
-    return ids + tokenizer.encode(template.after.format(question=query.question))
+        ids += [*cut(text + template.before), *_ints(block.words)]
+        ids += [*_inside(tokenizer, after), *_continuation(tokenizer, after, f" {block.answer}")]
+        text, cut = template.end, functools.partial(_inside, tokenizer)
+    ids += [*cut(text + template.before), *_ints(query.words)]
+    return [*ids, *_inside(tokenizer, template.after.format(question=query.question))]
 
 
 def answer_ids(template: Template, tokenizer: LmTokenizer, block: Block) -> list[int]:
     """Ids of the block's answer, behind its prompt. Raises UserError as :func:`prompt`."""
     after = template.after.format(question=block.question)
-    return tokenizer.continuation(after, f" {block.answer}")
+    return [*_continuation(tokenizer, after, f" {block.answer}")]
+
+
+def joins_end(template: Template, tokenizer: LmTokenizer, answer: str) -> bool:
+    """Would a reader of the whole text find other ids where an answer ends?"""
+    apart = [*tokenizer.inside(f" {answer}"), *tokenizer.inside(template.end + template.before)]
+    return tokenizer.inside(f" {answer}{template.end}{template.before}") != apart
+
+
+# The same few texts are in all prompts of a study.
+@functools.lru_cache(maxsize=4096)
+def _inside(tokenizer: LmTokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.inside(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def _continuation(tokenizer: LmTokenizer, before: str, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.continuation(before, text))
 
 
 def _ints(words: Sequence[int] | np.ndarray) -> list[int]:

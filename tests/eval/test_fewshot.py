@@ -5,12 +5,16 @@ import re
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from mmx.core.errors import UserError
+from mmx.data.lm_text import LmTokenizer
 from mmx.eval import episodes as eps
-from mmx.eval import fewshot, fewshot_scores, prompts
+from mmx.eval import fewshot, fewshot_scores, prompts, stats
 from mmx.eval.episodes import COLUMNS, Column, Pool
 from mmx.eval.prompts import TEMPLATES, Block
+from tests.data.test_lm_text import byte_level, with_byte_fallback
 from tests.eval import reader
 
 TEMPLATE = TEMPLATES["classes"]
@@ -77,6 +81,42 @@ def test_prefix_and_answer_are_the_ids_of_both(name):
     assert [*before, *answer] == [0, *reader.tokenizer().encode(both)]
 
 
+def test_pieces_of_a_prompt_have_no_beginning_of_their_own():
+    """Of a tokenizer that puts a "▁" before each text."""
+    tokenizer = LmTokenizer(with_byte_fallback())
+    word = tokenizer.encode("dog")  # "▁dog"
+    shown = [Block(word, answer="a"), Block(word * 2, answer="dog a")]
+    ids = prompts.prompt(TEMPLATE, tokenizer, shown, Block(word))
+    text = "###\nInput: dog\nOutput: a\n###\nInput: dog dog\nOutput: dog a\n"
+    text += "###\nInput: dog\nOutput:"
+    assert ids == tokenizer.encode(text)
+    answer = prompts.answer_ids(TEMPLATE, tokenizer, Block([], answer="dog"))
+    assert ids + answer == tokenizer.encode(f"{text} dog")
+    assert not prompts.joins_end(TEMPLATE, tokenizer, "dog")
+
+
+def test_an_answer_is_the_same_ids_where_a_tokenizer_joins_its_end():
+    """As Llama 3's and Qwen's: a sign and the line's end behind it are one token."""
+    bpe = tokenizers.Tokenizer.from_str(byte_level())
+    joined = pre_tokenizers.Split(tokenizers.Regex(r" ?\pL+| ?[^\s\pL]+[\r\n]*|\s"), "isolated")
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([joined, bytes_alone])
+    described = json.loads(bpe.to_str())
+    described["model"]["vocab"][".Ċ"] = len(described["model"]["vocab"])
+    described["model"]["merges"].append([".", "Ċ"])
+    tokenizer = LmTokenizer(json.dumps(described))
+    assert len(tokenizer.encode(".\n")) == 1
+    shown = [Block([5], answer="dog.")]
+    ids = prompts.prompt(TEMPLATE, tokenizer, shown, Block([5]))
+    answer = prompts.answer_ids(TEMPLATE, tokenizer, Block([], answer="dog."))
+    at = 1 + len(tokenizer.encode("###\nInput:") + tokenizer.encode("\nOutput:"))
+    at += len(tokenizer.start_ids)
+    assert ids[at:][: len(answer)] == answer and tokenizer.decode(answer) == " dog."
+    told = [prompts.joins_end(TEMPLATE, tokenizer, name) for name in ("dog.", "dog")]
+    assert told == [True, False]
+    assert not prompts.joins_end(TEMPLATE, LmTokenizer(byte_level()), "dog.")
+
+
 def test_words_are_never_read_anew():
     """Pitfall 15: ids that their own text would not have."""
     r, ed = reader.tokenizer().encode(" r")[-1], reader.tokenizer().encode("ed")
@@ -115,6 +155,41 @@ def test_an_oracle_is_right_and_at_chance_without_its_words(tmp_path):
     told = "\n".join(fewshot_scores.table(found, 5))
     assert "chance 0.50" in told and re.search(r"mean of seven, 5 words +1\.00 \[", told)
     assert "words less shuffled, mean of seven, no LM: +0." in told and "1 shot, 1 word " in told
+    assert "intervals, the wider of by class and by episode" in told
+    assert re.search(r"5 words less 1, 1 shot  by sum: \+0\.\d+ \[\+0\.\d+, \+0\.\d+\]", told)
+    pairs = {(d["reading"], d["rule"]): d for d in found["budgets"]}
+    assert len(pairs) == len(found["budgets"]) == 2 * 3
+    assert (pairs["words", "overlap"]["budget"], pairs["words", "overlap"]["fewer"]) == (5, 1)
+    np.testing.assert_allclose(pairs["words", "overlap"]["value"], 1 - few["value"])
+
+
+class Fixed:
+    """Answers that are right in all columns, or in none, as a rule says of an episode's query."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def scores(self, setting, episode, rule):
+        rows = [[1.0, 0.0], [0.0, 1.0]]
+        return np.array([r if self.right(episode, q) else r[::-1] for q, r in enumerate(rows)])
+
+
+@pytest.mark.parametrize("right", [
+    lambda episode, q: episode.number % 2,  # a whole episode is right or wrong
+    lambda episode, q: episode.candidates[q] in reader.NAMES[:2],  # a whole class is
+])  # fmt: skip
+def test_an_interval_is_the_wider_of_by_class_and_by_episode(right):
+    settings = fewshot.plan((5,), 5, ("words",))
+    found = fewshot_scores.summary(Fixed(right), settings, EPISODES, overlap)
+    classes = [name for e in EPISODES for name in e.candidates]
+    numbers = [e.number for e in EPISODES for _ in e.candidates]
+    hits = np.array([bool(right(e, q)) for e in EPISODES for q in range(2)], float)
+    by = [stats.proportion(hits, clusters) for clusters in (classes, numbers)]
+    wider = max(by, key=lambda score: score.high - score.low)
+    for score in found["scores"]:
+        if score["rule"] == "sum":
+            assert (score["low"], score["high"]) == (wider.low, wider.high)
+    assert abs((by[0].high - by[0].low) - (by[1].high - by[1].low)) > 0.05
 
 
 def test_who_reads_nothing_is_at_chance(tmp_path):
@@ -157,6 +232,34 @@ def test_a_prompt_without_room_is_said_before_anything_is_asked(tmp_path):
     assert lm.asked == 0
 
 
+def test_one_later_episode_without_room_is_said_too(tmp_path):
+    def grown(setting, episode):
+        asked = ask(setting, episode)
+        return [q._replace(prompt=q.prompt * (1 + 9 * (episode.number == 17))) for q in asked]
+
+    lm, settings = reader.Oracle(), [fewshot.Setting("words", 5, fewshot.FEW)]
+    answers = fewshot.Answers(eps.Path(tmp_path / "answers"), RECIPE)
+    with pytest.raises(UserError, match=r"1 shot of 5 words: a prompt of \d+ tokens.* reads 300"):
+        fewshot.complete(answers, settings, EPISODES, grown, lm, room=300)
+    assert lm.asked == 0
+
+
+def test_a_part_of_an_episode_is_asked_anew(tmp_path):
+    """One line of an episode is lost, and another is there twice: each is one line in the end."""
+    settings, lm = [fewshot.Setting("words", 5, fewshot.FEW)], reader.Oracle()
+    file = eps.Path(tmp_path / "answers")
+    fewshot.complete(fewshot.Answers(file, RECIPE), settings, EPISODES[:10], ask, lm, room=2000)
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    for some in (lines[:-1], lines[:4] + lines[3:], lines[:3] + lines[4:]):
+        file.write_text("".join(some))
+        answers = fewshot.Answers(file, RECIPE)
+        assert sum(answers.has(settings[0], e) for e in EPISODES[:10]) == 9
+        fewshot.complete(answers, settings, EPISODES[:10], ask, lm, room=2000)
+        assert file.read_text() == whole
+        assert all(answers.scores(settings[0], e, "sum").shape == (2, 2) for e in EPISODES[:10])
+
+
 def test_prompts_of_like_length_are_read_together(monkeypatch):
     monkeypatch.setattr(fewshot, "_TOKENS", 11)
     read = []
@@ -186,6 +289,19 @@ def test_overlap_by_hand():
         fewshot.overlap(episode, Column(True, 1, 0), seen, 1), [[1, 0], [0, 1]]
     )
     np.testing.assert_allclose(fewshot_scores.hits(got, episode), [1, 0.5])
+
+
+def test_equal_shares_are_a_tie():
+    """Three images of a class, each a third: 0.1 of a word thrice is 0.3 of it once."""
+    rounds = tuple((eps.Item(2 * n, "a"), eps.Item(2 * n + 1, "b")) for n in range(3))
+    episode = eps.Episode(0, ("a", "b"), rounds, (eps.Item(6, "a"), eps.Item(7, "b")))
+    ten = lambda times: np.array([1] * times + [2] * (10 - times))
+    seen = {("shown", 2 * n): ten(1) for n in range(3)}
+    seen |= {("shown", 2 * n + 1): ten(3 * (n == 0)) for n in range(3)}
+    seen |= {("asked", 6): np.array([1] * 10), ("asked", 7): np.array([2] * 10)}
+    got = fewshot.overlap(episode, Column(True, 3, 0), seen, 10)
+    np.testing.assert_allclose(got, [[0.1, 0.1], [0.9, 0.9]])
+    np.testing.assert_array_equal(fewshot_scores.hits(got, episode), [0.5, 0.5])
 
 
 def test_the_rules_by_hand(tmp_path):
