@@ -24,7 +24,8 @@ before, 1, 3 and 5 images of a class, and those shown again), their mean, and on
 numbers of words. Beside them: the words dealt anew among an episode's images, what the words tell
 with no language model (which class shares more of them), and a second run.
 
-Answers are chosen among the candidates, each scored whole; so chance is one in --ways.
+Whether a run was trained on the images that are asked about is told; their captions are then not
+asked for. Answers are chosen among the candidates, each scored whole; so chance is one in --ways.
 OUT holds episodes.json (which images, which answers, in which order), answers.jsonl (each score),
 results.json and episode.png. Stopped, the same command goes on.
 """
@@ -76,6 +77,8 @@ def run(args) -> int:
     data_dir = args.data_dir or config.data.data_dir or None
     out = storage.path(args.out) if args.out else run_dir.path / "fewshot" / _name(args, step)
     arguments.check_writable(f"--out={out}", out)
+    if args.baseline:
+        _check_baseline(args.baseline)
 
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
@@ -83,6 +86,7 @@ def run(args) -> int:
     from mmx.eval import fewshot, fewshot_data, fewshot_report, prompts
     from mmx.pretrained.lm_packages import open_lm
     from mmx.pretrained.lm_tokenizer import load_tokenizer
+    from mmx.pretrained.tensors import fingerprint
 
     start_jax()
     task = args.ask or ("captions" if args.captions else "classes")
@@ -98,22 +102,31 @@ def run(args) -> int:
     drawn = fewshot_data.draw(
         sides, task, args.label, args.key, args.seed, args.episodes, args.ways, data_dir
     )
-    out.mkdir(parents=True, exist_ok=True)
-    episodes = eps.keep(out / "episodes.json", recipe, drawn)
-
     opened = {"words": load_run(run_dir.path, step)}
     if args.baseline:
-        opened["baseline"] = _baseline(args.baseline)
-    for one in opened.values():
+        opened["baseline"] = load_run(args.baseline)
+    trained = {}
+    for name, one in opened.items():
         _check_lm(one, tokenizer)
+        trained[name] = fewshot_data.trained_on(one.config.data, sides.of("asked"))
+        if args.captions:
+            _check_guidance(one, trained[name])
     pyramid = opened["words"].task.pyramid
-    budgets = sorted({args.words, *(args.budgets or (n for n in pyramid.ends if n <= _UP_TO))})
-    for budget in budgets:
-        pyramid.layers_of(budget)  # raises for what ends within a layer
-    recipe |= {"run": _identity(opened["words"]), "template": dataclasses.asdict(template),
-               "baseline": _identity(opened["baseline"]) if args.baseline else None,
-               "lm": args.lm, "lm_vocabulary": tokenizer.vocab_hash}  # fmt: skip
-    answers = fewshot.Answers(out / "answers.jsonl", recipe)
+    for one in opened.values():
+        fewshot_data.check_cells(one.task.pyramid, pyramid)
+    budgets = _budgets(args, pyramid)
+    asked_by = recipe | {
+        "run": _identity(opened["words"]),
+        "template": dataclasses.asdict(template),
+        "baseline": _identity(opened["baseline"]) if args.baseline else None,
+        "trained_on": trained,
+        "lm": args.lm,
+        "lm_vocabulary": tokenizer.vocab_hash,
+        "lm_weights": fingerprint(repository),
+    }
+    answers = fewshot.Answers(out / "answers.jsonl", asked_by)
+    out.mkdir(parents=True, exist_ok=True)
+    episodes = eps.keep(out / "episodes.json", recipe, drawn)
     settings = fewshot.plan(budgets, args.words, ("words", "shuffled", *[*opened][1:]))
     with preemption.watch((signal.SIGTERM,)):
         try:
@@ -129,7 +142,7 @@ def run(args) -> int:
             ) from None
     attribution = [run_dir.attribution(), *(s.info.attribution for s in sides if s is not None)]
     lines = fewshot_report.write(
-        out, recipe, answers, settings, episodes, reading, sides, args.words,
+        out, asked_by, answers, settings, episodes, reading, sides, args.words,
         "; ".join(dict.fromkeys(filter(None, attribution))),
     )  # fmt: skip
     print("\n".join(lines))
@@ -145,13 +158,32 @@ def _name(args, step: int) -> str:
     return "-".join(told).replace("/", "_").strip(".")
 
 
-def _baseline(spec: str):
-    from mmx.cli.run import load_run
+def _check_baseline(spec: str) -> None:
+    config = parse_run(spec)[0].config()
+    registry.check_words(config, f"--baseline={spec}")
+    registry.check_images(config, f"--baseline={spec}")
 
-    run_dir, step = parse_run(spec)
-    registry.check_words(run_dir.config(), f"--baseline={spec}")
-    registry.check_images(run_dir.config(), f"--baseline={spec}")
-    return load_run(run_dir.path, step)
+
+def _budgets(args, pyramid) -> list[int]:
+    """All numbers of words. Raises UserError: one that ends within a layer."""
+    given = [("--words", args.words), *(("--budgets", n) for n in args.budgets or ())]
+    for flag, budget in given:
+        try:
+            pyramid.layers_of(budget)
+        except UserError as error:
+            raise UserError(f"{flag}: {error}; give one of these") from error
+    others = args.budgets or (n for n in pyramid.ends if n <= _UP_TO)
+    return sorted({args.words, *others})
+
+
+def _check_guidance(opened, trained: list[str]) -> None:
+    """Raises UserError: a run's words are those that a teacher chose for the very images that are
+    asked about, by their captions or by what it learnt of them."""
+    if trained and opened.config.guidance.weight:
+        raise UserError(
+            f"--captions: {' and '.join(trained)} guided the words of {opened.dir.path} "
+            "(config.guidance); give a --query-split that it was not trained on"
+        )
 
 
 def _identity(opened) -> str:

@@ -10,6 +10,7 @@ from mmx.core.errors import UserError
 from mmx.core.progress import Progress
 from mmx.data.image import fit
 from mmx.data.labels import has_field, lend_labels, read_labels, read_values
+from mmx.data.mixture import entries
 from mmx.data.scene_grammar import Scene
 from mmx.data.scene_questions import ask
 from mmx.data.source import Source, open_source
@@ -156,16 +157,41 @@ def at_cells(words_BT: np.ndarray, pyramid: Pyramid, like: Pyramid) -> np.ndarra
     Raises:
       UserError: the first layer of ``pyramid`` is not the whole grid of ``like``.
     """
+    check_cells(pyramid, like)
     if pyramid.sides == like.sides:
         return words_BT
-    if pyramid.sides[0] != like.grid:
+    grid_Bhw = unflatten(pyramid, words_BT)[0]
+    cells = [like.cells(layer) for layer in range(like.num_layers)]
+    return np.asarray(flatten([grid_Bhw[:, rows][:, :, rows] for rows in cells]))
+
+
+def check_cells(pyramid: Pyramid, like: Pyramid) -> None:
+    """Raises UserError as :func:`at_cells`."""
+    if pyramid.sides != like.sides and pyramid.sides[0] != like.grid:
         raise UserError(
             f"--baseline: a pyramid of the sides {pyramid.sides}; give one of {like.sides}, or one "
             f"whose first layer is the whole grid of {like.grid}x{like.grid}"
         )
-    grid_Bhw = unflatten(pyramid, words_BT)[0]
-    cells = [like.cells(layer) for layer in range(like.num_layers)]
-    return np.asarray(flatten([grid_Bhw[:, rows][:, :, rows] for rows in cells]))
+
+
+def trained_on(data: Any, asked: Source) -> list[str]:
+    """Splits that a run was trained on and images are asked about of, "openmoji/32 train".
+
+    Another config of the same data set counts as the same images.
+
+    Args:
+      data: ``config.data`` of the run.
+    """
+    told = lambda spec: spec.rpartition(":")[2]
+    base = lambda name: name.partition("/")[0]
+    return [
+        f"{told(spec)} {part}"
+        for spec, split in entries(data)
+        for part, _ in split_parts(split)
+        if base(told(spec)) == base(asked.info.name)
+        and part.partition("[")[0] in asked.info.splits
+        and share(part, asked.split, asked.info.splits)
+    ]
 
 
 def facts(sides: Sides) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from mmx.eval.fewshot import FEW, RULES, Answers, Question, Setting, Words
 from mmx.eval.fewshot_data import Sides
 from mmx.eval.grid import Section, draw_grid
 from mmx.eval.png import save_picture
-from mmx.eval.prompts import Template
+from mmx.eval.prompts import Template, joins_end
 
 
 class Reading:
@@ -63,6 +63,12 @@ class Reading:
             return fewshot.spelt(episode, words, setting.budget, spell)
         return fewshot.overlap(episode, setting.column, words, setting.budget)
 
+    def joined(self, episodes: Sequence[Episode]) -> tuple[int, int]:
+        """(answers of which `prompts.joins_end` is true, all different ones)."""
+        items = [i for e in episodes for row in (*e.rounds, e.queries) for i in row]
+        answers = {item.answer for item in items}
+        return sum(joins_end(self._template, self._tokenizer, a) for a in answers), len(answers)
+
     def spell(self, role: str, item: Item, budget: int) -> str:
         """The first words of an image, as one reads them."""
         rows = self._vocabulary.rows(self._words["words"][role, item.image][:budget])
@@ -89,7 +95,8 @@ def write(
       Lines for a reader.
     """
     found = fewshot_scores.summary(answers, settings, episodes, reading.overlap)
-    kept = {"recipe": recipe, "words": words, **found}
+    joined, all_answers = reading.joined(episodes)
+    kept = {"recipe": recipe, "words": words, "answers_joined": joined, **found}
     storage.write(out / "results.json", json.dumps(kept, indent=1) + "\n")
     asked = Setting("words", words, FEW)
     said = [
@@ -99,7 +106,15 @@ def write(
     picture = draw_episode(episodes[0], said, reading, sides, words, attribution)
     record = {"recipe": recipe, "episode": 0, "attribution": attribution}
     save_picture(out / "episode.png", picture, record)
-    return [*fewshot_scores.table(found, words), "", f"{out}"]
+    lines = [*fewshot_scores.table(found, words), ""]
+    for name, splits in recipe["trained_on"].items():
+        lines += [f"{name}: some of what is asked about was trained on: {s}" for s in splits]
+    if joined:
+        lines.append(
+            f"{joined} of {all_answers} answers end in a sign that this language model's tokenizer "
+            "joins with the line's end; here the two are apart"
+        )
+    return [*lines, f"{out}"]
 
 
 def draw_episode(

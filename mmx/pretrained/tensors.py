@@ -6,6 +6,7 @@ layer (our layers are scanned). Nothing is read whole that a mesh shards.
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ Layout = tuple[tuple[int, ...], ...]
 VECTOR: Layout = ((0,),)
 MATRIX: Layout = ((0,), (1,))
 LINEAR: Layout = ((1,), (0,))  # PyTorch's [out, in] -> [in, out]
+_MIB = 2**20
 CONV: Layout = ((2,), (3,), (1,), (0,))  # OIHW -> HWIO
 PATCH: Layout = ((2, 3, 1), (0,))  # OIHW -> [H * W * I, O]: a patch's pixels, row by row
 SCALAR: Layout = ()  # whatever has one element
@@ -127,6 +129,27 @@ class TensorFiles(contextlib.ExitStack):
         if 0 in sizes:  # which safetensors refuses
             return np.zeros(sizes, np.float32)
         return np.asarray(self._files[name].get_slice(name)[index or ...])
+
+
+def fingerprint(repository: Repository, name: str = "model.safetensors") -> str:
+    """Hex digest by which other weights are known, cheaply: of config.json, and of each file of
+    safetensors its name, its size, and a MiB at its start, middle and end. The rest is not read.
+
+    Args: as of :class:`TensorFiles`.
+
+    Raises:
+      UserError: no such files.
+    """
+    digest = hashlib.sha256(storage.read_bytes(repository.get("config.json")))
+    for file in _file_names(repository, name):
+        path = repository.get(file)
+        size = path.stat().length
+        digest.update(f"\n{file} {size}\n".encode())
+        with path.open("rb") as opened:
+            for at in (0, size // 2, max(0, size - _MIB)):
+                opened.seek(at)
+                digest.update(opened.read(_MIB))
+    return digest.hexdigest()[:16]
 
 
 def _file_names(repository: Repository, name: str) -> list[str]:

@@ -16,6 +16,7 @@ from tests.data import tiny_tfds
 from tests.eval import reader
 
 NAMES = reader.NAMES[:3]
+TRAINED = ("--split", "train[:50%]", "--queries", "tfds:greys", "--query-split", "train[50%:]")
 
 
 class GreyWords:
@@ -24,7 +25,8 @@ class GreyWords:
     Of a single layer only the cell that a pyramid's first word is of knows the class.
     """
 
-    def __init__(self, sides):
+    def __init__(self, sides, described):
+        self.described = described
         ids = reader.word_ids()
         strings = tuple(f" {word}" for word in reader.WORDS)
         self.vocabulary = Vocabulary(ids, strings, reader.tokenizer().vocab_hash)
@@ -32,6 +34,7 @@ class GreyWords:
 
     def to_words(self, mesh):
         def run(params, extra, frozen, image_BHWC):
+            self.described.append(len(image_BHWC))
             assert image_BHWC.shape[1:] == (4, 4, 3)
             kind = image_BHWC[:, 0, 0, 0].astype(int) % 3
             at = np.arange(self.pyramid.ends[-1])
@@ -56,18 +59,22 @@ def asked(tmp_path, monkeypatch):
     grey = lambda n: {"image": tiny_tfds.png(n), "caption": f"c{n}", "label": n % 3}
     tiny_tfds.build(tmp_path, "greys", features, map(grey, range(60)))
     tiny_tfds.build(tmp_path, "more", features, [grey(n) for n in range(30)], splits=("test",))
-    runs = {"run": (1, 2, 4), "flat": (4,)}
-    config = {"family": "spae", "data": {"data_dir": str(tmp_path), "image_size": 4}}
+    runs = {"run": (1, 2, 4), "flat": (4,), "coarse": (2,)}
+    data = {"data_dir": str(tmp_path), "image_size": 4, "source": "tfds:greys", "split": "train"}
+    guidance = {"weight": 1.0, "teacher": "captions"}
+    config = {"family": "spae", "data": data, "guidance": guidance}
     for name in runs:
         (tmp_path / name / "checkpoints" / "7" / "model").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text("{}")
         text = to_json(ml_collections.ConfigDict(config))
         (tmp_path / name / "config.json").write_text(text)
 
+    described = []
+
     def load_run(path, step=None):
         from mmx.core.run_dir import RunDir
 
-        task = GreyWords(runs[RunDir(path).path.name])
+        task = GreyWords(runs[RunDir(path).path.name], described)
         of = ml_collections.ConfigDict(config)
         return SimpleNamespace(dir=RunDir(path), step=7, config=of, task=task, mesh=None,
                                params=None, extra=None, frozen=None)  # fmt: skip
@@ -81,13 +88,15 @@ def asked(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"bos_token_id": 0}')
     (folder / "tokenizer.json").write_text(reader.tokenizer().to_str())
+    (folder / "model.safetensors").write_bytes(bytes(3 * 2**20 + 5))
 
     def run(*flags, out="out"):
         command = ["fewshot", f"{tmp_path}/run", "--lm", "tiny", "--source", "tfds:greys"]
         command += ["--queries", "tfds:more", "--episodes", "3", "--out", f"{tmp_path}/{out}"]
         return main([*command, *flags]), tmp_path / out
 
-    run.lm = lm
+    run.described = described
+    run.lm, run.weights = lm, folder / "model.safetensors"
     return run
 
 
@@ -126,8 +135,10 @@ def test_what_is_asked_and_kept(asked, capsys):
     ("flags", "message"),
     [
         (["--ways", "9"], "--ways=9: 3 classes have 5 images"),
-        (["--words", "3"], "3 words: whole layers of this pyramid end at 1, 5, 21"),
-        (["--budgets", "2"], "2 words: whole layers"),
+        (["--words", "3"], "--words: 3 words: whole layers of this pyramid end at 1, 5, 21"),
+        (["--budgets", "2"], "--budgets: 2 words: whole layers"),
+        (["--baseline", "none"], "none"),
+        (["--captions", *TRAINED], "--captions: greys train guided the words of"),
         (["--label", "kind"], "--label=kind: greys has no such field"),
         (["--ask", "count"], "--ask=count: greys has no factors"),
         (["--query-split", "none"], "data.split=none: more has the splits test"),
@@ -139,6 +150,26 @@ def test_what_is_asked_and_kept(asked, capsys):
 def test_bad_input(asked, flags, message, capsys):
     assert asked(*flags)[0] == 2
     assert message in capsys.readouterr().err and asked.lm.asked == 0
+    assert not asked.described and not (asked.weights.parents[2] / "out").exists()
+
+
+def test_images_that_the_run_was_trained_on_are_told(asked, capsys):
+    code, out = asked(*TRAINED)
+    assert code == 0
+    told = "words: some of what is asked about was trained on: greys train"
+    assert told in capsys.readouterr().out
+    recipe = json.loads((out / "results.json").read_text())["recipe"]
+    assert recipe["trained_on"] == {"words": ["greys train"]}
+    assert asked(out="other")[0] == 0 and "trained on" not in capsys.readouterr().out
+
+
+def test_another_language_model_does_not_go_on_with_the_answers(asked, capsys):
+    assert asked()[0] == 0
+    held = bytearray(asked.weights.read_bytes())
+    held[-1] = 1
+    asked.weights.write_bytes(held)
+    assert asked()[0] == 2
+    assert "answers.jsonl: made with lm_weights=" in capsys.readouterr().err
 
 
 def test_another_study_in_the_same_folder(asked, capsys):
@@ -154,3 +185,10 @@ def test_a_language_model_of_another_vocabulary(asked, capsys, tmp_path):
     (other / "tokenizer.json").write_text(text)
     assert asked("--lm", "other")[0] == 2
     assert "the language model's vocabulary has the hash" in capsys.readouterr().err
+    assert not asked.described and not (tmp_path / "out").exists()
+
+
+def test_a_baseline_at_no_cells_of_ours(asked, capsys, tmp_path):
+    assert asked("--baseline", f"{tmp_path}/coarse")[0] == 2
+    assert "--baseline: a pyramid of the sides (2,)" in capsys.readouterr().err
+    assert not asked.described and not (tmp_path / "out").exists()

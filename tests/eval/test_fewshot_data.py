@@ -1,5 +1,7 @@
 """What episodes are made of: sides, labels that one lends the other, questions, cells."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,14 @@ def test_words_at_the_same_cells():
     np.testing.assert_array_equal(data.at_cells(words, ours, ours), words)
     with pytest.raises(UserError, match=r"--baseline: a pyramid of the sides \(2, 4\)"):
         data.at_cells(words[:, :20], Pyramid((2, 4)), ours)
+
+
+def test_what_of_the_images_asked_about_was_trained_on():
+    info = SimpleNamespace(name="emoji/32", splits={"train": 100, "test": 40})
+    asked = SimpleNamespace(info=info, split="train[50:]+test")
+    of = lambda source, split, **more: SimpleNamespace(source=source, split=split, **more)
+    told = lambda *args, **more: data.trained_on(of(*args, **more), asked)
+    assert told("tfds:emoji/32", "train[:50]") == told("tfds:noto/64", "train") == []
+    assert told("tfds:emoji/32", "train[:60]*4+train_toned") == ["emoji/32 train[:60]"]
+    assert told("moving:emoji/64", "train+test") == ["emoji/64 train", "emoji/64 test"]
+    assert told("tfds:noto/64", "train", mix=("edits:emoji/32 test",)) == ["emoji/32 test"]
