@@ -35,7 +35,9 @@ def meaning_scores(
       other groups' captions to which the words are less alike than to their own, ties half: 0.5 by
       chance. Nothing where all are of one group.
     """
-    scores = {}
+    scores: dict[str, Score] = {}
+    if len(set(groups)) < 2:
+        return scores
     for layer, end in enumerate(ends):
         margin_N, rank_N = margins(words_NT[:, :end], meaning_VE, caption_NE, groups)
         scores[f"meaning_{layer + 1}"] = stats.mean(margin_N, groups)
@@ -49,10 +51,9 @@ def margins(
     """Of each image what :func:`meaning_scores` is the mean of, by all of these words.
 
     Returns:
-      (float [N], cosine with its own caption less that with others'; float [N], its rank).
+      (float [N], cosine with its own caption less that with others'; float [N], its rank). NaN
+      where all are of one group.
     """
-    if len(set(groups)) < 2:
-        return {}
     _, group_N = np.unique(np.asarray(groups), return_inverse=True)
     other_NN = group_N[:, None] != group_N
     alike_NN = meaning_VE[words_NT].mean(1) @ caption_NE.T

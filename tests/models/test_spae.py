@@ -170,6 +170,7 @@ def test_meaning_is_of_the_own_caption_against_others():
     assert wrong["meaning_1"].value == pytest.approx(-np.mean([1 / 2, 2 / 3, 1 / 2, 1 / 3]))
     ranks = [0.25, 0.5 / 3, 0.25, 1 / 3]
     assert wrong["meaning_rank_1"].value == pytest.approx(np.mean(ranks))
+    assert meaning_scores((1, 2), own, meaning, caption, ["dog"] * 4) == {}  # no other to compare
     same = meaning_scores((1,), np.zeros((4, 1), int), meaning, caption, captions)
     # One word for all: what the dogs win, the others lose.
     assert same["meaning_1"].value == pytest.approx(np.mean([1, -2 / 3, 1, -2 / 3]))
