@@ -1,6 +1,7 @@
 """SPAE for 128x128 images: 597 words of a language model, from 65,536 rows of 4,096 numbers.
 
     mmx prepare folder DIR --name NAME --size 128
+    mmx prepare sentences wordllama
     mmx train --config spae/imagenet128 --workdir runs/spae128 --config.data.source=tfds:NAME \\
         --config.guidance.run=CLIP_RUN --config.loss.perceptual_weights=vgg16.safetensors
 

@@ -25,7 +25,7 @@ from mmx.core.preemption import Preempted
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arm", choices=ARMS, help="this one alone")
-    parser.add_argument("--data_dir", default="data", help="where `mmx prepare` put its data")
+    parser.add_argument("--data_dir", default="", help="where the data lies")
     parser.add_argument("--out", type=Path, default=Path("runs/spae_claims"))
     args = parser.parse_args()
     before_jax()

@@ -54,7 +54,7 @@ def train(out: Path, arm: str, seed: int, data_dir: str) -> Path:
 def take_stages(out: Path, path: Path) -> None:
     """The words and the teacher's features are the same in all runs: made by the first guided one,
     they are copied to the others."""
-    made = next(out.glob("*/run/stages/teacher/captions.json"), None)
+    made = next(out.glob("*/run/stages/teacher/kept.json"), None)
     if made is not None and not (path / "stages").exists():
         unfinished = path / ".stages"
         shutil.rmtree(unfinished, ignore_errors=True)

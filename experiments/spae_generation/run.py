@@ -27,14 +27,14 @@ from mmx.cli.run import load_run  # noqa: E402
 from mmx.core.errors import UserError  # noqa: E402
 from mmx.data.source import open_source  # noqa: E402
 from mmx.eval.png import save_picture  # noqa: E402
+from mmx.models import registry  # noqa: E402
 from mmx.models.language_model import FrozenLM  # noqa: E402
 from mmx.models.spae.in_context.conditions import TASKS, Picture  # noqa: E402
 from mmx.models.spae.in_context.noise import SCHEDULES, falling  # noqa: E402
 from mmx.models.spae.in_context.prompts import Prompter  # noqa: E402
 from mmx.models.spae.in_context.segments import Window  # noqa: E402
 from mmx.pretrained.causal_lm import load_causal_lm  # noqa: E402
-from mmx.pretrained.hub import Repository  # noqa: E402
-from mmx.pretrained.lm_packages import folder_of  # noqa: E402
+from mmx.pretrained.lm_packages import open_lm  # noqa: E402
 from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -45,11 +45,10 @@ KEPT_LAYERS = 3  # without noise: V2L's 21 global words
 def open_study(args: argparse.Namespace) -> Study:
     """Opens run, language model and data. Raises UserError: not there, or of other words."""
     run = load_run(args.run)
-    if run.config.family != "spae":
-        raise UserError(f"{args.run}: a run of {run.config.family}; name one of the family spae")
+    registry.check_words(run.config, args.run)
+    registry.check_images(run.config, args.run)
     task, data_dir = run.task, args.data_dir or run.config.data.data_dir
-    folder = folder_of(args.lm, data_dir or None)
-    repository = Repository(str(folder) if folder.is_dir() else args.lm)
+    repository = open_lm(args.lm, data_dir or None)
     tokenizer = load_tokenizer(repository)
     task.vocabulary.check_lm(tokenizer)
     data = run.config.data

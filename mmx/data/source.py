@@ -264,6 +264,8 @@ def open_source(
         if spec.startswith(_MOVING):
             from mmx.data.moving import open_moving
 
+            if latents:
+                raise UserError(f"{spec}: videos are drawn anew and have no stored latents")
             sources += [open_moving(spec, name, data_dir)] * times
             continue
         sources += [_open_one(spec, name, data_dir, needs_image, latents)] * times

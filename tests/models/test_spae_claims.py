@@ -115,7 +115,7 @@ def test_words_and_features_are_made_once(tmp_path):
     run.mkdir(parents=True)
     training.take_stages(tmp_path, run)
     assert not (run / "stages").exists()
-    for name in ("words/table", "teacher/captions.json"):
+    for name in ("words/table", "teacher/kept.json"):
         (made / name).parent.mkdir(parents=True)
         (made / name).write_text(name)
     training.take_stages(tmp_path, run)
