@@ -108,6 +108,21 @@ def test_a_table_over_devices_gives_the_same_words(monkeypatch):
     assert "f32[32,100]" in text and "f32[32,600]" not in text
 
 
+def test_a_million_words_over_devices():
+    """Planted at known rows, the ends of devices' parts among them: no device holds the table."""
+    count, width = 2**20, 4
+    rng = np.random.default_rng(0)
+    table = rng.random((count, width), np.float32)
+    parts = len(jax.devices()) // 2
+    rows = np.array([0, count // parts - 1, count // parts, 777_777, count - 1, 5])
+    table[rows] += 10 * np.arange(1, 7)[:, None]  # alone in their places
+    mesh = data_and_tensor()
+    with jax.set_mesh(mesh):
+        z, spread_table = spread(mesh, table[rows] + 0.01, table)
+        assert {s.data.shape for s in spread_table.addressable_shards} == {(count // parts, width)}
+        np.testing.assert_array_equal(nearest_words(z, spread_table), rows)
+
+
 def test_words_come_back_from_whichever_device_and_so_does_their_gradient():
     table, ids = normal(24, 3), np.arange(24).reshape(4, 6)
     loss = lambda table: (jnp.square(lookup.embed_words(ids, table)) * normal(4, 6, 3)).sum()
