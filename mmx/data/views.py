@@ -173,11 +173,11 @@ class View:
     Attributes:
       info: of the view.
       split: its name.
-      label: None.
+      label, class_names: none.
       documents: in order.
     """
 
-    label = None
+    label, class_names = None, {}
 
     def __init__(
         self,

@@ -85,9 +85,9 @@ def test_evaluate_scores_once(muse_run, tmp_path, capsys, monkeypatch):
 def test_an_unknown_family_is_refused_before_jax_starts(vqgan_run, tmp_path, capsys):
     run = copy(vqgan_run, tmp_path / "run")
     config = run / "config.json"
-    config.write_text(config.read_text().replace('"vqgan"', '"spae"'))
+    config.write_text(config.read_text().replace('"vqgan"', '"dalle"'))
     assert main(["evaluate", str(run)]) == 2
-    assert "config.family='spae': use one of vqgan, muse" in capsys.readouterr().err
+    assert "config.family='dalle': use one of vqgan, muse" in capsys.readouterr().err
 
 
 def test_evaluate_a_tokenizer(vqgan_run, data_dir, tmp_path, capsys):
