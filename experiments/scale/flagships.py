@@ -28,6 +28,7 @@ ROWS = [
     ("clip/vit_l14", "v5e:16x16", 16),
     ("transfusion/b7000", "v5p:4x4x4", 1),
     ("transfusion/b7000", "v5e:16x16", 1),
+    ("spae/imagenet128", "v5e:8x8", 64),
 ]
 BEGIN, END = "<!-- flagships: begin -->\n", "<!-- flagships: end -->\n"
 
