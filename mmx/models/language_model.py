@@ -4,8 +4,8 @@
     scores = lm.score([prompt_ids], [[cat_ids, dog_ids]])
     drawn = lm.generate([prompt_ids], max_new=20, key=key, allow=allow_V)
 
-Ids go in and ids come out. Programs are compiled for lengths rounded up (:func:`bucket`), so that
-many prompts share one.
+Ids go in and ids come out. Programs are compiled for lengths rounded up
+(:func:`mmx.core.lengths.bucket`), so that many prompts share one.
 Axis letters: B rows, T tokens of a prompt, S tokens of its candidates, R new tokens, V vocabulary.
 """
 
@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmx.core.errors import UserError
+from mmx.core.lengths import bucket
 from mmx.core.rng import row_keys
 from mmx.nn.cache import Cache, write
 from mmx.nn.causal_lm import Architecture, CausalLM
 
 Ids = Sequence[int] | np.ndarray
+_LEAST = 16  # ours: the shortest length that is compiled
 
 
 class Sampling(NamedTuple):
@@ -66,14 +68,6 @@ class Drawn(NamedTuple):
     ids: np.ndarray
     log_prob: float
     ended: bool
-
-
-def bucket(length: int) -> int:
-    """A length rounded up to 2^n or 1.5 * 2^n, at least 16: a third more at the most."""
-    size = 16
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 class FrozenLM:
@@ -124,7 +118,7 @@ class FrozenLM:
         # Each candidate is read behind the prompt's last token, and all at once as texts of one
         # row that do not read one another.
         total = [sum(len(c) for c in row) for row in candidates]
-        shape = (len(ids_BT), bucket(max(total, default=0)))
+        shape = (len(ids_BT), bucket(max(total, default=0), _LEAST))
         ids_BS, target_BS, offset_BS = (np.zeros(shape, np.int32) for _ in range(3))
         document_BS = np.full(shape, -1, np.int32)
         for b, row in enumerate(candidates):
@@ -181,7 +175,7 @@ class FrozenLM:
         allow_BV = np.resize(allow, (len(ids_BT) if len(allow) > 1 else 1, allow.shape[1]))
         stops_V = np.isin(np.arange(self.arch.vocab_size), stop_ids)
         keys_B = row_keys(key, "generate", first_row + jnp.arange(len(ids_BT)))
-        draw = functools.partial(_generate, places=bucket(max_new), sampling=sampling)
+        draw = functools.partial(_generate, places=bucket(max_new, _LEAST), sampling=sampling)
         ids_BR, log_prob_BR, count_B = self._run(
             draw, ids_BT, length_B, allow_BV, stops_V, keys_B, np.int32(max_new)
         )
@@ -215,7 +209,7 @@ class FrozenLM:
         if self.mesh is not None:  # rows are spread over these axes
             ways = self.mesh.size // self.mesh.shape["tensor"]
         rows = -(-len(prompts) // ways) * ways
-        ids_BT = np.zeros((rows, bucket(longest)), np.int32)
+        ids_BT = np.zeros((rows, bucket(longest, _LEAST)), np.int32)
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
         for row, prompt in zip(ids_BT, filled):
             row[: len(prompt)] = prompt

@@ -21,6 +21,7 @@ from etils.epath import Path
 
 from mmx.core import storage
 from mmx.core.errors import UserError, choose
+from mmx.core.lengths import bucket
 from mmx.core.progress import Progress
 from mmx.data.build import default_data_dir, local_data_dir
 from mmx.nn.bert import Bert
@@ -30,6 +31,7 @@ from mmx.pretrained.networks import Wheel, files_of
 from mmx.pretrained.tensors import MATRIX, Source, TensorFiles, read_tree
 
 _AT_ONCE = 1024  # ours: tokens of a batch, which keep two cores busy
+_LEAST = 4  # ours: the shortest length that is compiled, as most texts are a word
 _LONG = 16  # ours: batches from which progress is told
 _EPS = 1e-12  # of the norm, as torch.nn.functional.normalize has it
 
@@ -76,7 +78,7 @@ class SentenceEncoder:
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         rows: dict[int, list[int]] = {}
         for row, tokens in enumerate(ids):
-            rows.setdefault(bucket(len(tokens)), []).append(row)
+            rows.setdefault(bucket(len(tokens), _LEAST), []).append(row)
         batches = [
             (length, rows[length][at : at + _rows(length)])
             for length in sorted(rows)
@@ -96,14 +98,6 @@ class SentenceEncoder:
             progress.update(done)
         progress.close()
         return out
-
-
-def bucket(length: int) -> int:
-    """A number of tokens rounded up to 2^n or 1.5 * 2^n, at least 4."""
-    size = 4
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def _rows(length: int) -> int:

@@ -94,12 +94,6 @@ def test_a_row_is_of_its_text_alone(minilm, monkeypatch, capsys):
     assert minilm.embed([]).shape == (0, 16)
 
 
-def test_buckets_hold_and_are_few():
-    sizes = [sentences.bucket(length) for length in range(1, 257)]
-    assert all(size >= length for length, size in enumerate(sizes, 1))
-    assert sorted(set(sizes)) == [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-
-
 def test_a_table_of_tokens_is_averaged(data_dir):
     """By hand: without the start, and a word with its space is that word."""
     rows = load_sentences("wordllama", data_dir).embed(["a b", " a", "a", "ba"])
