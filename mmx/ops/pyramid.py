@@ -111,17 +111,6 @@ class Pyramid:
         """The rows, and the columns, of :meth:`places`."""
         return self.places(layer)[-1]
 
-    def layers_within(self, max_words: int) -> int:
-        """How many whole layers there are in at most so many words.
-
-        Raises:
-          UserError: not even the first.
-        """
-        layers = sum(end <= max_words for end in self.ends)
-        if not layers:
-            raise UserError(f"max_words={max_words}: the first layer has {self.ends[0]}")
-        return layers
-
     def layers_of(self, num_words: int) -> int:
         """How many layers so many words are.
 
@@ -155,18 +144,6 @@ def unflatten(pyramid: Pyramid, words: jax.Array) -> list[jax.Array]:
     count = pyramid.layers_of(words.shape[-1])
     parts = jnp.split(words, pyramid.ends[: count - 1], -1)
     return [x.reshape(*x.shape[:-1], *shape) for x, shape in zip(parts, pyramid.shapes)]
-
-
-def prefix(pyramid: Pyramid, words: jax.Array, layers: int) -> jax.Array:
-    """The words [..., T] of the first layers alone; `Pyramid.layers_within` turns words into those.
-
-    Raises:
-      UserError: fewer than 1 layer, or more than there are.
-    """
-    count = pyramid.layers_of(words.shape[-1])
-    if not 1 <= layers <= count:
-        raise UserError(f"layers={layers}: from 1 to {count}")
-    return words[..., : pyramid.ends[layers - 1]]
 
 
 # ---------------------------------------------------------------- schemes

@@ -17,7 +17,6 @@ from mmx.ops.pyramid import (
     covered,
     decoder_input,
     flatten,
-    prefix,
     quantize,
     random_layers,
     reconstruct,
@@ -208,7 +207,7 @@ def test_bicubic_is_pytorch_s():
     np.testing.assert_array_equal(bicubic_pytorch(1, 4), np.ones((4, 1)))
 
 
-# ------------------------------------------------------------------ serial words and prefixes
+# ------------------------------------------------------------------ serial words
 
 
 def test_words_lie_layer_by_layer_row_by_row():
@@ -237,13 +236,6 @@ def test_a_word_speaks_at_its_own_cell_alone():
             first += 1
 
 
-def test_prefix_by_layers_and_by_words():
-    words = np.arange(597)[None]
-    assert [SPAE.layers_within(n) for n in (1, 4, 5, 84, 597, 9999)] == [1, 1, 2, 3, 6, 6]
-    assert [prefix(SPAE, words, k).shape[1] for k in range(1, 7)] == [1, 5, 21, 85, 341, 597]
-    np.testing.assert_array_equal(prefix(SPAE, words[:, :21], 2), words[:, :5])
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_words_alone_give_what_quantizing_gave(scheme):
     """Pitfall 22, from every number of layers; what no word covers is filled, without NaN (8)."""
@@ -251,7 +243,7 @@ def test_words_alone_give_what_quantizing_gave(scheme):
     pyramid = Pyramid(SMALL, scheme)
 
     def decode(words_BT, table):
-        parts = [prefix(pyramid, words_BT, layers) for layers in range(1, 5)]
+        parts = [words_BT[:, :end] for end in pyramid.ends]
         one = lambda words, fill: reconstruct(pyramid, words, table, fill, jnp.ones(6))
         return [{fill: one(words, fill) for fill in FILLS} for words in parts]
 
@@ -278,7 +270,7 @@ def test_a_row_may_be_drawn_from_fewer_layers():
 
     def both(layers_B):
         rows = decoder_input(pyramid, z, stages, layers_B, "nearest")
-        words = [prefix(pyramid, out.words_BT, layers) for layers in (4, 1, 2)]
+        words = [out.words_BT[:, : pyramid.ends[layers - 1]] for layers in (4, 1, 2)]
         return rows, [reconstruct(pyramid, x, table, "nearest") for x in words]
 
     rows, whole = jax.jit(both)(np.array([4, 1, 2]))
@@ -365,8 +357,6 @@ def test_words_alone_are_linear_in_the_table():
         (lambda: Pyramid((0, 4)), "sides of 1 and more"),
         (lambda: Pyramid(scheme="qsa"), "pyramid.scheme='qsa': use one of saq, rq, area"),
         (lambda: unflatten(SPAE, np.zeros((1, 20))), "20 words: .* end at 1, 5, 21, 85, 341, 597"),
-        (lambda: prefix(SPAE, np.zeros((1, 21)), 4), "layers=4: from 1 to 3"),
-        (lambda: Pyramid((2, 4)).layers_within(3), "max_words=3: the first layer has 4"),
     ],
 )
 def test_a_wrong_number_is_named(wrong, message):
