@@ -25,8 +25,9 @@ class Tokens:
     start_ids = (60,)
 
     def encode(self, text):
-        if text[0] == "n":
-            return [61] * int(text[1:])
+        return [61] * int(text.removeprefix("n"))
+
+    def inside(self, text):
         return {"in": [2], "out": [3], "end": [4], "done": [1]}.get(text, [5, 6])
 
 

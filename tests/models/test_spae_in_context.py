@@ -24,13 +24,15 @@ from word_fakes import (
 
 from mmx.core.errors import UserError
 from mmx.core.rng import base_key
+from mmx.data.lm_text import LmTokenizer
+from mmx.data.vocabulary import Vocabulary
 from mmx.eval.images import psnr
 from mmx.models.language_model import FrozenLM, Sampling
 from mmx.models.spae.in_context import pictures
 from mmx.models.spae.in_context.conditions import TASKS, Picture, nearest_captions
 from mmx.models.spae.in_context.drawing import draw
 from mmx.models.spae.in_context.noise import make_noise
-from mmx.models.spae.in_context.prompts import Pair, Request
+from mmx.models.spae.in_context.prompts import Pair, Prompter, Request
 from mmx.models.spae.in_context.requests import pose
 from mmx.models.spae.in_context.segments import (
     Segment,
@@ -41,6 +43,7 @@ from mmx.models.spae.in_context.segments import (
 from mmx.nn.causal_lm import Architecture, CausalLM
 from mmx.nn.rope import Rope
 from mmx.ops.pyramid import Pyramid
+from tests.data.test_lm_text import byte_level, with_byte_fallback
 
 KEY = base_key(3)
 RNG = np.random.default_rng(0)
@@ -72,6 +75,25 @@ def test_a_prompt_by_hand():
     assert made == [*wanted, 2, *ids(given[shown]), 1, *ids(words[before]), 3]
     first = prompter().prompt(request._replace(supports=pairs[1:]), Segment(0, 0, 1), words)
     assert first == [60, 61, 2, 5, 6, 3, *ids(pairs[1].wanted_T[:1]), 4, 2, *ids(given[:5]), 3]
+
+
+@pytest.mark.parametrize("made", [byte_level, with_byte_fallback])
+def test_a_prompt_is_the_ids_of_its_text(made):
+    """None of its pieces has a beginning of its own, as a tokenizer has it that puts a "▁" before
+    each text; the byte-level one never had, and its ids are those of the pieces alone."""
+    tokenizer = LmTokenizer(made())
+    dog_a = np.array(tokenizer.inside(" dog a"))
+    vocabulary, word = Vocabulary(dog_a, (" dog", " a"), "hash"), np.arange(2)
+    of = Prompter(tokenizer, vocabulary, Pyramid((1, 1)), WINDOW)
+    request = Request([Pair("a dog", word), Pair(word, word)], word, word)
+    pieces = ["Learn from the examples and write the next 1 words.\n"]
+    for given in (" a dog", " dog a"):
+        pieces += ["###\nInput:", given, "\nSo far:", " dog", "\nOutput:", " a", "\n"]
+    pieces += ["###\nInput:", " dog a", "\nSo far:", " dog", "\nOutput:"]
+    ids = of.prompt(request, Segment(1, 0, 1), word)
+    assert ids == [*tokenizer.start_ids, *tokenizer.encode("".join(pieces))]
+    alone = [number for piece in pieces for number in tokenizer.encode(piece)]
+    assert (ids == [*tokenizer.start_ids, *alone]) == (made is byte_level)
 
 
 def test_a_changed_support_changes_its_own_ids_and_none_before():

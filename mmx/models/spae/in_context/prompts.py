@@ -5,7 +5,8 @@
 What is wanted of a segment comes right behind "Output:" in every example, as in V2L's prompts
 (arXiv 2403.07874): a small model that has to go on with words begun before repeats the last one.
 A text that is cut into ids, joined and cut again may have other ids, so the pieces of a template
-and the texts of examples are cut once, each by itself, and words are the ids that they are.
+and the texts of examples are cut once, each as in the middle of a text (`LmTokenizer.inside`) but
+for the first, and words are the ids that they are.
 Legend: T words of an image.
 """
 
@@ -90,7 +91,7 @@ class Prompter:
     ):
         self.vocabulary, self.pyramid, self.window = vocabulary, pyramid, window
         self._tokenizer, self._template = tokenizer, template
-        self._encode = functools.cache(tokenizer.encode)
+        self._inside = functools.cache(tokenizer.inside)
 
     def prompt(self, request: Request, segment: Segment, words_T: np.ndarray) -> list[int]:
         """Ids that the segment's words are to follow.
@@ -101,10 +102,10 @@ class Prompter:
         """
         given, before, own = places(self.pyramid, segment, self.window)
         instruction = self._template.instruction.format(count=segment.length)
-        ids = [*self._tokenizer.start_ids, *self._encode(instruction)]
+        ids = [*self._tokenizer.start_ids, *self._tokenizer.encode(instruction)]
         for pair in request.supports:
             ids += self._example(pair.given, pair.wanted_T, given, before)
-            ids += [*self._words(pair.wanted_T, own), *self._encode(self._template.after_output)]
+            ids += [*self._words(pair.wanted_T, own), *self._inside(self._template.after_output)]
         return [*ids, *self._example(request.given, words_T, given, before)]
 
     def _example(
@@ -112,11 +113,11 @@ class Prompter:
     ) -> list[int]:
         """Up to the output's first word."""
         template, is_text = self._template, isinstance(given, str)
-        ids = [*self._encode(template.before_input)]
-        ids += self._encode(f" {given}") if is_text else self._words(given, shown)
+        ids = [*self._inside(template.before_input)]
+        ids += self._inside(f" {given}") if is_text else self._words(given, shown)
         if before:
-            ids += [*self._encode(template.before_done), *self._words(words_T, before)]
-        return [*ids, *self._encode(template.before_output)]
+            ids += [*self._inside(template.before_done), *self._words(words_T, before)]
+        return [*ids, *self._inside(template.before_output)]
 
     def _words(self, words_T: np.ndarray, shown: list[int]) -> list[int]:
         return self.vocabulary.lm_ids(words_T[shown]).tolist()
