@@ -4,9 +4,10 @@
     mmx train --config spae/openmoji32 --workdir runs/spae
     python experiments/spae_generation/run.py runs/spae
 
-Writes results.json, table.md and generation.png beside this file, in ten minutes of one core or
-less. What was written is kept after every segment: the same command goes on where it stopped, and
-``--images 8`` adds seven to the first.
+Writes results.json, table.md and generation.png beside this file or into ``--out``, in ten minutes
+of one core or less. What was written is kept after every segment, a folder of ``--workdir`` for
+each language model: the same command goes on where it stopped, and ``--images 8`` adds seven to the
+first.
 ``--tiny`` does the first task alone with two examples, and writes into the workdir.
 """
 
@@ -23,6 +24,7 @@ import numpy as np  # noqa: E402
 import report  # noqa: E402
 from study import Study  # noqa: E402
 
+from mmx.cli.arguments import check_writable  # noqa: E402
 from mmx.cli.run import load_run  # noqa: E402
 from mmx.core.errors import UserError  # noqa: E402
 from mmx.data.source import open_source  # noqa: E402
@@ -75,12 +77,15 @@ def open_study(args: argparse.Namespace) -> Study:
 
 
 def do_all(study: Study, tasks: list[str], workdir: Path, out: Path) -> dict:
-    """What of the tasks is not done, then all three files."""
+    """What of the tasks is not done, then all three files. Raises UserError: of
+    :meth:`Study.do`, or a folder that cannot be written."""
+    check_writable(f"--out={out}", out)
     results = {"settings": {**study.settings, "every": list(TASKS)}, "tasks": {}}
     rows = []
     for name in tasks:
         results["tasks"][name], row = study.do(name, workdir)
         rows.append(row)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(report.table(results))
     save_picture(out / "generation.png", report.figure(rows, results), results["settings"])
@@ -94,6 +99,7 @@ def main() -> None:
         "--lm", default="smollm2-135m-instruct", help="prepared, a folder or a hub id"
     )
     parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
+    parser.add_argument("--out", type=Path, help="of results (default: beside this script)")
     parser.add_argument("--data_dir", default="", help="where data sets and models are")
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--images", type=int, default=1, help="of each task")
@@ -108,8 +114,9 @@ def main() -> None:
         args.tasks, args.images, args.supports = args.tasks[:1], 1, 2
     start_jax()
     workdir = Path(args.workdir)
+    out = args.out or (workdir if args.tiny else HERE)
     try:
-        results = do_all(open_study(args), args.tasks, workdir, workdir if args.tiny else HERE)
+        results = do_all(open_study(args), args.tasks, workdir, out)
     except UserError as error:
         parser.error(str(error))
     print(report.table(results))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ class Study:
     def do(self, name: str, workdir: Path) -> tuple[dict, Row]:
         """A task, from where it stopped: (its part of results.json, its row of the figure)."""
         of = self.settings
+        folder = workdir / re.sub(r"[^\w-]+", "_", of["lm"])  # a name, a path or a hub id
         make = TASKS[name].make
         episodes = [make(p, self.pool, of["supports"], self.pyramid.grid) for p in self.pictures]
         posed = pose(episodes, self.pyramid, self.to_words)
@@ -64,7 +66,7 @@ class Study:
         for i, (task, episode) in enumerate(zip(posed, episodes, strict=True)):
             true_T, noise = task.query.wanted_T, self._noise(key, i)
             requests = [task.request(noise, wrong) for wrong in (False, True)]
-            words_BT, seconds = self._drawn(workdir / f"{name}-{i}.json", requests, plan, key, i)
+            words_BT, seconds = self._drawn(folder / f"{name}-{i}.json", requests, plan, key, i)
             total += seconds
             answers = dict(
                 drawn=words_BT[0],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import studies
-from word_fakes import ROWS, SIDE, SMALL, Oracle, from_words, last_output, prompter, to_words
+from word_fakes import ROWS, SIDE, SMALL, WORDS, Oracle, from_words, last_output, prompter, to_words
 
 from mmx.core.errors import UserError
 from mmx.eval.images import psnr
@@ -82,11 +82,12 @@ def test_a_study_that_was_stopped_goes_on(tmp_path):
     whole, _ = of(lm := Oracle(last_output)).do("class", tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         of(Broken(last_output)).do("class", tmp_path / "parts")
-    assert json.loads((tmp_path / "parts/class-0.json").read_text())["done"] == 3
+    assert json.loads((tmp_path / "parts/oracle/class-0.json").read_text())["done"] == 3
     rest = Oracle(last_output)
     parts, _ = of(rest).do("class", tmp_path / "parts")
     words = [
-        json.loads((tmp_path / d / "class-1.json").read_text())["words"] for d in ("whole", "parts")
+        json.loads((tmp_path / d / "oracle/class-1.json").read_text())["words"]
+        for d in ("whole", "parts")
     ]
     assert words[0] == words[1] and rest.calls == lm.calls - 3
     assert whole["pictures"] == parts["pictures"]
@@ -100,7 +101,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path):
 
 def test_noise_may_be_one_word(tmp_path):
     of(Oracle(last_output), mask_word="w7").do("deblur", tmp_path)
-    kept = np.array(json.loads((tmp_path / "deblur-0.json").read_text())["words"])
+    kept = np.array(json.loads((tmp_path / "oracle/deblur-0.json").read_text())["words"])
     true = to_words(PICTURES[0].image[None])
     wrong = kept[:1][kept[:1] != true]
     assert len(wrong) and set(wrong.tolist()) == {7}
@@ -119,6 +120,35 @@ def test_all_files_of_the_tasks_that_are_done(tmp_path):
     assert (tmp_path / "generation.png").stat().st_size > 1000
     copied = [line for line in table.splitlines() if line.startswith(f"| {TASKS['class'].title}")]
     assert copied[0].split(" | ")[4] == "-"  # a text cannot be copied
+
+
+def test_one_workdir_serves_several_language_models(tmp_path, monkeypatch):
+    """Each has its own answers, goes on with those, and writes where ``--out`` says."""
+    lms = {
+        "a/b.c": Oracle(last_output),
+        "other": Oracle(lambda n, prompt, k: WORDS.lm_ids([3] * k)),
+    }
+    monkeypatch.setattr(
+        run,
+        "open_study",
+        lambda args: dataclasses.replace(of(lms[args.lm]), settings=SETTINGS | {"lm": args.lm}),
+    )
+    monkeypatch.setattr(run, "start_jax", lambda: None)
+
+    def ask(lm, out):
+        flags = f"run --lm {lm} --tasks class --workdir {tmp_path / 'work'} --out {out}"
+        monkeypatch.setattr("sys.argv", ["run.py", *flags.split()])
+        run.main()
+        return json.loads((out / "results.json").read_text())["tasks"]["class"]["pictures"]
+
+    first, second = (ask(lm, tmp_path / "results" / lm) for lm in lms)
+    assert first != second
+    calls = [lm.calls for lm in lms.values()]
+    assert ask("a/b.c", tmp_path / "again") == first and [lm.calls for lm in lms.values()] == calls
+    assert {p.name for p in (tmp_path / "work").iterdir()} == {"a_b_c", "other"}
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        ask("other", tmp_path / "file")
 
 
 def test_the_readme_has_the_table_of_its_results():
