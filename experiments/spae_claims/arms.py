@@ -21,8 +21,9 @@ SEEDS = (0, 1, 2)
 STEPS, CHANNELS = 300, 48  # of the shipped config's 2,000 and 96: about two CPU-minutes a run
 
 
-# All that a training hangs on is said here: the shipped config changes.
-_SAID = {
+# What the study is of, whatever becomes of the shipped config; of its other fields a record knows
+# that they are still the same (:func:`settings`).
+SAID = {
     "steps": STEPS,
     "batch_size": 64,
     "data.source": "tfds:openmoji/32",
@@ -66,14 +67,17 @@ _KEPT = {
 }
 
 
-def said(arm: str, seed: int) -> dict:
-    """Field -> value of what a run is of."""
-    return {**_SAID, "seed": seed, **ARMS[arm]}
-
-
 def make_config(arm: str, seed: int, data_dir: str) -> ConfigDict:
     """The config of a run: ``spae/openmoji32``, shorter and narrower."""
     config = configs.load_config("spae/openmoji32").copy_and_resolve_references()
+    said = {**SAID, "seed": seed, **ARMS[arm]}
     with config.unlocked():
-        config.update_from_flattened_dict({**said(arm, seed), **_KEPT, "data.data_dir": data_dir})
+        config.update_from_flattened_dict({**said, **_KEPT, "data.data_dir": data_dir})
     return config
+
+
+def settings(arm: str, seed: int) -> dict:
+    """Field -> value of a run's whole config, but where data lies and how a run is watched."""
+    beside = {"data.data_dir", *(field.partition(".")[0] for field in _KEPT)}
+    items = configs.flat_items(make_config(arm, seed, "")).items()
+    return {k: v for k, v in items if not {k, k.partition(".")[0]} & beside}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from arms import ARMS, SEEDS, said
+from arms import ARMS, SEEDS, settings
 from scoring import RECIPE
 
 from mmx.core.errors import UserError
@@ -14,8 +14,8 @@ CPU_MINUTES = 30.0  # of an arm
 
 
 def digest(arm: str, seed: int) -> str:
-    """Of what a record is of: its arm, what its config says, and its scoring."""
-    text = json.dumps([arm, said(arm, seed), RECIPE], sort_keys=True)
+    """Of what a record is of: its arm, its config, and its scoring."""
+    text = json.dumps([arm, settings(arm, seed), RECIPE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

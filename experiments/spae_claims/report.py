@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import paper
-from arms import ARMS, CHANNELS, SEEDS, STEPS
+from arms import ARMS, CHANNELS, SAID, SEEDS, STEPS
 from jobs import read_records, spent
-from scoring import WAYS
+from scoring import RECIPE, WAYS
 from statistic import estimate
 
 from mmx.eval.stats import Score
@@ -254,8 +254,20 @@ def collect(runs: Path) -> dict:
     test = json.loads((runs / "test.json").read_text())
     number = {name: i for i, name in enumerate(dict.fromkeys(test["groups"]))}
     test["groups"] = [number[name] for name in test["groups"]]
-    minutes = {arm: round(spent(runs, arm) / 60, 1) for arm in ARMS}
-    return {"ends": records[0]["ends"], "test": test, "minutes": minutes, "runs": records}
+    for record in records:
+        del record["config"]  # a digest, of use beside the run alone
+    return {
+        "ends": records[0]["ends"],
+        "settings": said(),
+        "test": test,
+        "minutes": {arm: round(spent(runs, arm) / 60, 1) for arm in ARMS},
+        "runs": records,
+    }
+
+
+def said() -> dict:
+    """What the study says of its runs and their scores, as JSON has it."""
+    return json.loads(json.dumps({"base": SAID, "arms": ARMS, "scores": RECIPE}))
 
 
 def main() -> None:

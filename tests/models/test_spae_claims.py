@@ -28,7 +28,7 @@ def test_arms_differ_in_one_field():
     assert differs(flat("unguided")) == {"guidance.weight": 0.0}
     assert differs(flat("base", 2)) == {"seed.": 2}
     assert base["pyramid.scheme"] == "saq" and base["data.data_dir"] == "there"
-    assert all(base[name if "." in name else f"{name}."] == v for name, v in arms._SAID.items())
+    assert all(base[name if "." in name else f"{name}."] == v for name, v in arms.SAID.items())
 
 
 @pytest.fixture
@@ -98,9 +98,18 @@ def test_a_record_of_other_settings_is_not_taken_for_done(study, tmp_path, monke
     training.do_all(tmp_path, ["rq"], "data")
     training.do_all(tmp_path, ["rq"], "elsewhere")  # the same images, in another place
     assert len(study.done) == 3
+    results = report.collect(tmp_path)
+    assert len(results["runs"]) == 3 and "config" not in results["runs"][0]
+    assert results["settings"] == report.said()
+    shipped = arms.configs.load_config("spae/openmoji32").copy_and_resolve_references()
+    monkeypatch.setattr(arms.configs, "load_config", lambda name: shipped)
+    shipped.eval.metrics = ("ssim",)  # how it is watched
+    training.do_all(tmp_path, ["rq"], "data")
+    assert len(study.done) == 3 and "model.norm" not in arms.SAID
     for change in (
+        lambda patch: patch.setitem(shipped.model, "norm", "group"),
         lambda patch: patch.setitem(arms.ARMS, "rq", {"pyramid.scheme": "area"}),
-        lambda patch: patch.setitem(arms._SAID, "optim.lr", 2e-3),
+        lambda patch: patch.setitem(arms.SAID, "optim.lr", 2e-3),
         lambda patch: patch.setattr(jobs, "RECIPE", ("another judge",)),
     ):
         with monkeypatch.context() as patch:
@@ -214,5 +223,4 @@ def test_what_was_measured_is_what_is_said():
     """The table agrees with the results of the JSON beside it."""
     results = json.loads((report.HERE / "results.json").read_text())
     assert (report.HERE / "table.md").read_text() == report.table(results)
-    for run in results["runs"]:
-        assert run["config"] == jobs.digest(run["arm"], run["seed"])
+    assert results["settings"] == report.said()
