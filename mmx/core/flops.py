@@ -16,7 +16,8 @@ def matmul_flops(fn: Callable, *args: Any) -> float:
     """FLOPs of the matrix products and convolutions of ``fn(*args)``, two a multiply-add.
 
     Element-wise work does not count, as usual for MFU (arXiv 2204.02311 app. B). The body of a scan
-    counts once a turn, of a cond the most expensive branch; padding counts as if it were data.
+    counts once a turn, of a cond the most expensive branch; padding counts as if it were data, but
+    not the zeros that the gradient of a strided convolution puts between.
 
     Args:
       fn: traceable by JAX.
@@ -41,7 +42,8 @@ def _count_one(equation) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_channels
+        taps = math.prod(kernel) // math.prod(params["lhs_dilation"])
+        return 2 * equation.outvars[0].aval.size * taps // out_channels
     inner = [_count(jaxpr) for jaxpr in _jaxprs(params)]
     if name == "scan":
         return params["length"] * sum(inner)

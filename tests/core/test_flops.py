@@ -24,8 +24,12 @@ def test_a_convolution_is_a_product_at_every_place(stride, side):
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    counted = matmul_flops(conv, of(2, 8, 8, 6), of(3, 3, 6, 10))
-    assert counted == 2 * (2 * side * side) * (3 * 3 * 6) * 10
+    args = of(2, 8, 8, 6), of(3, 3, 6, 10)
+    forward = 2 * (2 * side * side) * (3 * 3 * 6) * 10
+    assert matmul_flops(conv, *args) == forward
+    # To the image and to the kernel, whatever the stride.
+    gradient = jax.grad(lambda x, kernel: jnp.square(conv(x, kernel)).sum(), (0, 1))
+    assert matmul_flops(gradient, *args) == 3 * forward
 
 
 def test_loops_count_by_their_turns_and_choices_by_the_dearer():

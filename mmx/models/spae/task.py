@@ -12,12 +12,11 @@ import numpy as np
 
 from mmx.core import rng as rngs
 from mmx.core.errors import UserError
-from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, fit_video, shift_flip
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.models import rebuilding
-from mmx.models.image_loss import ImageLosses
+from mmx.models.image_loss import ImageLosses, train_flops_per_row
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.spae import loss as losses
 from mmx.models.spae import report as reports
@@ -196,15 +195,8 @@ class SpaeTask:
         return total, (metrics, players.extra)
 
     def train_flops_per_row(self) -> float:
-        """Three times the convolutions' forward pass, and a search of each word."""
-        width = self.config.words.code_dim
-        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
-        image = jax.ShapeDtypeStruct((1, *self.codec.image_shape), jnp.float32)
-        z = jax.ShapeDtypeStruct((1, *self.pyramid.shape, width), jnp.float32)
-        apply = lambda net, name: lambda p, x: net.apply({"params": p[name]}, x)
-        convolutions = matmul_flops(apply(self.codec.encoder, "encoder"), params, image)
-        convolutions += matmul_flops(apply(self.codec.decoder, "decoder"), params, z)
-        return 3.0 * convolutions + 2.0 * self.pyramid.ends[-1] * self.num_words * width
+        """:func:`mmx.models.image_loss.train_flops_per_row`."""
+        return train_flops_per_row(self)
 
     # Looking
 

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmx.core import rng as rngs
 from mmx.core.errors import UserError
-from mmx.core.flops import matmul_flops
 from mmx.data.image import fit, shift_flip
 from mmx.data.source import open_source
 from mmx.eval.images import to_uint8
@@ -17,7 +14,7 @@ from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
 from mmx.models import rebuilding
-from mmx.models.image_loss import ImageLosses
+from mmx.models.image_loss import ImageLosses, train_flops_per_row
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import report as reports
 from mmx.models.vqgan.codec import make_codec
@@ -113,16 +110,8 @@ class VqganTask:
         return total, (metrics, players.extra)
 
     def train_flops_per_row(self) -> float:
-        """Three times the codec's forward pass; the discriminator's share is not in it."""
-        size = self.config.data.image_size
-
-        def forward(params, image):
-            z = self.codec.latents({"params": params}, image)
-            return self.codec.apply_decoder(params, z)
-
-        params = nn.unbox(jax.eval_shape(self.init, rngs.base_key(0))[0])
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        return 3.0 * matmul_flops(forward, params, image)
+        """:func:`mmx.models.image_loss.train_flops_per_row`."""
+        return train_flops_per_row(self)
 
     # Looking
 
