@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 
 from mmx.core import rng as rngs
 from mmx.core.errors import UserError, choose
+from mmx.core.progress import Progress
 from mmx.core.run_dir import RunDir
 from mmx.data.mixture import open_training
 from mmx.models import kept, registry, stages
@@ -27,6 +28,8 @@ from mmx.train.sharding import make_mesh, place, replicated
 
 # Widths of the encoders that may guide. The one that judges words (wordllama) is none of them.
 GUIDES = {"minilm": 384}
+_AT_ONCE = 2048  # ours: texts from one line of progress to the next, at the least
+_LINES = 10  # ours: of a log
 _FEATURES, _CAPTIONS = "features.safetensors", "captions.json"
 
 
@@ -82,8 +85,8 @@ class CaptionTeacher:
             encoder = load_sentences(guidance.sentences, config.data.data_dir)
             texts = sorted({e["text"] for e in open_training(config.data).outlines()})
             features = {
-                "words": word_features(encoder.embed, strings, guidance.prompts),
-                "captions": word_features(encoder.embed, texts, guidance.prompts),
+                "words": word_features(encoder.embed, strings, guidance.prompts, "words"),
+                "captions": word_features(encoder.embed, texts, guidance.prompts, "captions"),
             }
             captions = json.dumps(texts, ensure_ascii=False).encode()
             kept.keep(folder, {_FEATURES: save(features), _CAPTIONS: captions})
@@ -154,7 +157,7 @@ class ClipTeacher:
         weights = {"extra": {}} | stages.load_weights(folder)
         file = run.stage("teacher")
         if not kept.is_kept(file):
-            words_VE = word_features(self._embedder(weights), strings, guidance.prompts)
+            words_VE = word_features(self._embedder(weights), strings, guidance.prompts, "words")
             kept.keep(file, {_FEATURES: save({"words": words_VE})})
         self._words_VE = load(kept.read(file)[_FEATURES])["words"]
         self.width = self._words_VE.shape[1]
@@ -199,7 +202,7 @@ def make_teacher(config, run, strings: list[str] | None) -> Teacher:
     )
 
 
-def word_features(embed, strings: list[str], prompts: tuple[str, ...]) -> np.ndarray:
+def word_features(embed, strings: list[str], prompts: tuple[str, ...], what: str) -> np.ndarray:
     """float32 [V, E] of unit length: of each word the mean over the prompts with it in.
 
     Args:
@@ -207,12 +210,23 @@ def word_features(embed, strings: list[str], prompts: tuple[str, ...]) -> np.nda
       strings: the words, or captions.
       prompts: each with ``{}`` for the word. Each text's features are of unit length before they
         are averaged, and the mean is after (arXiv 2103.00020's public code).
+      what: they are, for the line of progress, which only long work has.
 
     Raises:
       UserError: a prompt without a place for the word, or none.
     """
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise UserError(f"config.guidance.prompts={tuple(prompts)}: each needs {{}} for the word")
-    sum_VE = sum(embed([prompt.replace("{}", s) for s in strings]) for prompt in prompts)
-    mean_VE = sum_VE / np.linalg.norm(sum_VE, axis=-1, keepdims=True)
-    return np.ascontiguousarray(mean_VE)
+    total = len(strings) * len(prompts)
+    every = _AT_ONCE * max(1, total // _AT_ONCE // _LINES)
+    long = total > _AT_ONCE and jax.process_index() == 0
+    progress = Progress(total, f"embed {what} in prompts", every=every, enabled=long)
+    parts, done = [], 0
+    for first in range(0, len(strings), _AT_ONCE):
+        part, sum_VE = strings[first : first + _AT_ONCE], 0
+        for prompt in prompts:
+            sum_VE = sum_VE + embed([prompt.replace("{}", s) for s in part])
+            progress.update(done := done + len(part))
+        parts.append(sum_VE / np.linalg.norm(sum_VE, axis=-1, keepdims=True))
+    progress.close()
+    return np.concatenate(parts)

@@ -22,7 +22,6 @@ from etils.epath import Path
 from mmx.core import storage
 from mmx.core.errors import UserError, choose
 from mmx.core.lengths import bucket
-from mmx.core.progress import Progress
 from mmx.data.build import default_data_dir, local_data_dir
 from mmx.nn.bert import Bert
 from mmx.pretrained.bert import load_bert
@@ -32,7 +31,6 @@ from mmx.pretrained.tensors import MATRIX, Source, TensorFiles, read_tree
 
 _AT_ONCE = 1024  # ours: tokens of a batch, which keep two cores busy
 _LEAST = 4  # ours: the shortest length that is compiled, as most texts are a word
-_LONG = 16  # ours: batches from which progress is told
 _EPS = 1e-12  # of the norm, as torch.nn.functional.normalize has it
 
 
@@ -84,19 +82,14 @@ class SentenceEncoder:
             for length in sorted(rows)
             for at in range(0, len(rows[length]), _rows(length))
         ]
-        told = len(batches) >= _LONG and jax.process_index() == 0
-        # In batches, each of as many tokens: they take equally long.
-        progress = Progress(len(batches), f"embed by {self.name}", every=_LONG, enabled=told)
         out = np.zeros((len(texts), self.width), np.float32)
-        for done, (length, batch) in enumerate(batches, 1):
+        for length, batch in batches:
             ids_BT = np.zeros((_rows(length), length), np.int32)
             length_B = np.ones(_rows(length), np.int32)  # a row of no text reads one token
             for b, row in enumerate(batch):
                 ids_BT[b, : len(ids[row])] = ids[row]
                 length_B[b] = len(ids[row])
             out[batch] = self._embed(self._params, ids_BT, length_B)[: len(batch)]
-            progress.update(done)
-        progress.close()
         return out
 
 

@@ -31,22 +31,41 @@ def test_a_words_features_are_the_mean_over_its_prompts_at_unit_length():
     dog = {"a dog": [1.0, 0, 0], "the dog": [0, 1.0, 0]}
     space = dog | {"a cat": [0, 0, 1.0], "the cat": [0, 0.6, 0.8]}
     embed = lambda texts: np.array([space[text] for text in texts])
-    features = teachers.word_features(embed, ["dog", "cat"], ("a {}", "the {}"))
+    features = teachers.word_features(embed, ["dog", "cat"], ("a {}", "the {}"), "words")
     np.testing.assert_allclose(features, unit(np.array([[1, 1, 0], [0, 0.6, 1.8]])))
     for bad in ((), ("a word",)):
         with pytest.raises(UserError, match=r"config.guidance.prompts"):
-            teachers.word_features(embed, ["dog"], bad)
+            teachers.word_features(embed, ["dog"], bad, "words")
+
+
+def by_letters(texts):
+    """By how often texts hold each letter."""
+    counts = [[text.count(letter) for letter in "abcdefghijklmnopqrst"] for text in texts]
+    return unit(np.array(counts, np.float32) + 0.01)
+
+
+def test_a_long_vocabulary_tells_how_far_it_is(monkeypatch, capsys):
+    """In one line over all prompts; to the same features, and a short one says nothing."""
+    prompts, words = ("a {}", "the {}"), [f"{letter}ox" for letter in "abcde"]
+    whole = teachers.word_features(by_letters, words, prompts, "words")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(teachers, "_AT_ONCE", 2)
+    parts = teachers.word_features(by_letters, words, prompts, "words")
+    assert parts.tobytes() == whole.tobytes() and parts.flags.c_contiguous
+    lines = capsys.readouterr().err.splitlines()
+    done = [line.removeprefix("embed words in prompts ").split(" eta ")[0] for line in lines]
+    assert done == ["2/10", "4/10", "6/10", "8/10", "10/10"]
+    assert lines[-1].endswith("eta 0:00")
 
 
 class Letters:
-    """Texts by how often they hold each letter."""
+    """As a sentence encoder, :func:`by_letters`; it counts what it was asked."""
 
     asked = 0
 
     def embed(self, texts):
         Letters.asked += len(texts)
-        counts = [[text.count(letter) for letter in "abcdefghijklmnopqrst"] for text in texts]
-        return unit(np.array(counts, np.float32) + 0.01)
+        return by_letters(texts)
 
 
 def test_captions_are_read_at_the_first_start_only(tmp_path, monkeypatch):
