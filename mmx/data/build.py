@@ -44,6 +44,39 @@ def is_prepared(directory: Path) -> bool:
     return (directory / "dataset_info.json").is_file() and (directory / FILE_NAME).is_file()
 
 
+def prepare(
+    builder: Any,
+    data_dir: str | os.PathLike | None,
+    read: Callable[[], tuple[dict[str, Any], Iterable[str]]],
+    config: str | None = None,
+) -> tuple[Path, bool]:
+    """Have a data set of a TFDS builder and its tokenizer, unless they are there.
+
+    Args:
+      builder: a class with ``name`` and ``VERSION``.
+      data_dir: where data sets lie; the TFDS default when None.
+      read: -> (its arguments beside those of TFDS, training captions); called if there is need.
+      config: one of the builder's, where it has some.
+
+    Returns:
+      (directory of the data set, whether this call built it).
+
+    Raises:
+      UserError: as :func:`build`, or what ``read`` raises.
+    """
+    root = local_data_dir(data_dir)
+    parts = (builder.name, config, str(builder.VERSION))
+    relative = "/".join(part for part in parts if part is not None)
+    if is_prepared(root / relative):
+        return root / relative, False
+    fields, captions = read()
+
+    def make(aside: str) -> Any:
+        return builder(config=config, data_dir=aside, file_format="array_record", **fields)
+
+    return root / relative, build(root, relative, make, captions)
+
+
 def build(
     data_dir: Path, relative: str, make_builder: Callable[[str], Any], captions: Iterable[str]
 ) -> bool:

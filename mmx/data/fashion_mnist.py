@@ -137,15 +137,5 @@ def prepare(data_dir: str | Path | None = None, package: str | None = None) -> t
     Raises:
       UserError: the package is not there or not the one that we know, or the disk refuses.
     """
-    root = build.local_data_dir(data_dir)
-    relative = f"{FashionMnist.name}/{VERSION}"
-    if build.is_prepared(root / relative):
-        return root / relative, False
-    splits = read_package(package)
-    built = build.build(
-        root,
-        relative,
-        lambda aside: FashionMnist(splits=splits, data_dir=aside, file_format="array_record"),
-        CLASSES,
-    )
-    return root / relative, built
+    read = lambda: ({"splits": read_package(package)}, CLASSES)
+    return build.prepare(FashionMnist, data_dir, read)

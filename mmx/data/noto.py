@@ -167,22 +167,14 @@ def prepare(
     """
     if config not in SIZES:
         raise UserError(f"config={config!r}: noto has the config {', '.join(SIZES)}")
-    root = build.local_data_dir(data_dir)
-    relative = f"{Noto.name}/{config}/{VERSION}"
-    if build.is_prepared(root / relative):
-        return root / relative, False
-    emoji_table.load_entries()  # a missing package speaks before a download
-    if package is not None and not Path(package).is_file():
-        raise UserError(f"--package={package}: no such file")
-    drawings = read_package(download() if package is None else Path(package).read_bytes())
-    splits = shared_splits(drawings)
-    captions = [entry.caption for entry in splits["train"] + splits["train_toned"]]
-    built = build.build(
-        root,
-        relative,
-        lambda aside: Noto(
-            drawings=drawings, config=config, data_dir=aside, file_format="array_record"
-        ),
-        captions,
-    )
-    return root / relative, built
+
+    def read() -> tuple[dict, list[str]]:
+        emoji_table.load_entries()  # a missing package speaks before a download
+        if package is not None and not Path(package).is_file():
+            raise UserError(f"--package={package}: no such file")
+        drawings = read_package(download() if package is None else Path(package).read_bytes())
+        splits = shared_splits(drawings)
+        captions = [entry.caption for entry in splits["train"] + splits["train_toned"]]
+        return {"drawings": drawings}, captions
+
+    return build.prepare(Noto, data_dir, read, config)

@@ -106,17 +106,10 @@ def prepare(config: str, data_dir: str | Path | None = None) -> tuple[Path, bool
     """
     if config not in SIZES:
         raise UserError(f"config={config!r}: openmoji has the configs {', '.join(SIZES)}")
-    root = build.local_data_dir(data_dir)
-    relative = f"{Openmoji.name}/{config}/{VERSION}"
-    if build.is_prepared(root / relative):
-        return root / relative, False
-    _, entries = emoji_table.load_entries()  # a missing package speaks before anything is made
-    splits = emoji_table.assign_splits(entries)
-    captions = [entry.caption for entry in splits["train"] + splits["train_toned"]]
-    built = build.build(
-        root,
-        relative,
-        lambda aside: Openmoji(config=config, data_dir=aside, file_format="array_record"),
-        captions,
-    )
-    return root / relative, built
+
+    def read() -> tuple[dict, list[str]]:
+        _, entries = emoji_table.load_entries()  # a missing package speaks before anything is made
+        splits = emoji_table.assign_splits(entries)
+        return {}, [entry.caption for entry in splits["train"] + splits["train_toned"]]
+
+    return build.prepare(Openmoji, data_dir, read, config)

@@ -40,7 +40,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, *, counts: Mapping[str, int], processes: int | None = None, **kwargs: Any):
         self._counts, self._processes = dict(counts), processes
-        super().__init__(file_format="array_record", **kwargs)
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = int(self.builder_config.name)
@@ -95,17 +95,12 @@ def prepare(
     """
     if config not in SIZES:
         raise UserError(f"config={config!r}: scenes has the configs {', '.join(SIZES)}")
-    root = build.local_data_dir(data_dir)
-    relative = f"{Scenes.name}/{config}/{VERSION}"
-    if build.is_prepared(root / relative):
-        return root / relative, False
-    scene_draw.extent(scene_grammar.KINDS[0], "normal")  # a missing package speaks before all else
-    train = range(counts["train"])
-    captions = (scene_grammar.caption(scene_splits.make_scene("train", i)[0]) for i in train)
-    built = build.build(
-        root,
-        relative,
-        lambda aside: Scenes(config=config, data_dir=aside, counts=counts, processes=processes),
-        captions,
-    )
-    return root / relative, built
+
+    def read() -> tuple[dict, Iterator[str]]:
+        # A missing package speaks before all else.
+        scene_draw.extent(scene_grammar.KINDS[0], "normal")
+        train = range(counts["train"])
+        captions = (scene_grammar.caption(scene_splits.make_scene("train", i)[0]) for i in train)
+        return {"counts": counts, "processes": processes}, captions
+
+    return build.prepare(Scenes, data_dir, read, config)

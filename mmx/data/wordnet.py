@@ -142,15 +142,9 @@ def prepare(data_dir: str | Path | None = None, package: str | None = None) -> t
     Raises:
       UserError: the package is not there or not the one that we know, or the disk refuses.
     """
-    root = build.local_data_dir(data_dir)
-    relative = f"{Wordnet.name}/{VERSION}"
-    if build.is_prepared(root / relative):
-        return root / relative, False
-    synsets = read_package(package)
-    built = build.build(
-        root,
-        relative,
-        lambda aside: Wordnet(synsets=synsets, data_dir=aside, file_format="array_record"),
-        [synset.text for synset in synsets if synset.split == "train"],
-    )
-    return root / relative, built
+
+    def read() -> tuple[dict, list[str]]:
+        synsets = read_package(package)
+        return {"synsets": synsets}, [s.text for s in synsets if s.split == "train"]
+
+    return build.prepare(Wordnet, data_dir, read)

@@ -81,3 +81,25 @@ def test_records_wait_on_the_disk_in_the_order_of_tfds(tmp_path):
     assert not any(isinstance(part, bytes) for record in ours._mem_buffer for part in record)
     assert list(ours) == plain and plain != sorted(plain, key=lambda record: record[1])
     assert ours.size == sum(len(data) for _, data in plain)
+
+
+@pytest.mark.parametrize(("config", "relative"), [(None, "set/2.1.0"), ("32", "set/32/2.1.0")])
+def test_a_data_set_is_read_and_built_once(tmp_path, config, relative):
+    read = []
+
+    class Builder(FakeBuilder):
+        name, VERSION = "set", "2.1.0"
+
+        def __init__(self, config, data_dir, file_format, rows):
+            assert (file_format, rows) == ("array_record", [5])
+            super().__init__("", [])
+            self.folder = Path(data_dir, "set", config or "", "2.1.0")
+
+    def rows():
+        read.append(1)
+        return {"rows": [5]}, ["a b", "a b"]
+
+    args = Builder, tmp_path, rows, config
+    assert build.prepare(*args) == (tmp_path / relative, True)
+    assert build.is_prepared(tmp_path / relative)
+    assert build.prepare(*args) == (tmp_path / relative, False) and len(read) == 1
