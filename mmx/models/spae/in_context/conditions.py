@@ -2,11 +2,11 @@
 
     episode = TASKS["rotate"].make(picture, pool, count=6, grid=8)
 
-SPAE (arXiv 2306.17842 sec. 4) shows class to image, in-painting, and a value between those of the
-examples; V2L (arXiv 2403.07874) restores pictures that were blurred, rotated, shifted, or of which
-a part is hidden. As in V2L's evaluation script, the examples of a restoration are the very picture
-that is asked for, each with other noise: it tests whether the language model sees through the
-noise. "rotate_others" has examples of other pictures: there it has to find the rule.
+SPAE (arXiv 2306.17842 sec. 4, as recalled) shows class to image, in-painting, and a value between
+those of the examples; V2L (arXiv 2403.07874) restores pictures that were blurred, rotated, shifted,
+or of which a part is hidden. As in V2L's evaluation script, the examples of a restoration are the
+very picture that is asked for, each with other noise: it tests whether the language model sees
+through the noise. "rotate_others" has examples of other pictures: there it has to find the rule.
 Legend: h w latent grid.
 """
 

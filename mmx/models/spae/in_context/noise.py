@@ -5,8 +5,8 @@
     given_NT, wanted_NT = noise.apply(given_NT), noise.apply(wanted_NT)
 
 Examples get less noisy along a prompt; what is asked for is the next, clean one (arXiv 2306.17842
-sec. 4, in-context denoising). Input and output of one example are hit at the same places by the
-same words.
+sec. 4, in-context denoising, as recalled). Input and output of one example are hit at the same
+places by the same words.
 Legend: N examples, T words of an image.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from mmx.core.errors import UserError
 from mmx.core.rng import row_keys
 
-# Ratios of the first and of the last example of a prompt. SPAE's is recalled, not read: 50 % to
+# Ratios of the first and of the last example of a prompt. SPAE's is as recalled: 50 % to
 # 20 %. V2L's (arXiv 2403.07874, its evaluation script) has ten examples, each 3 % less noisy.
 SCHEDULES: dict[str, tuple[float, float]] = {
     "spae": (0.50, 0.20),

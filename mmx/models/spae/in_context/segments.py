@@ -2,7 +2,7 @@
 
 No model writes all words of an image out of a few examples. The upper layers are written whole, the
 lower ones by blocks, and each segment gets a prompt of its own that shows of every image only what
-the segment needs (arXiv 2306.17842 sec. 4, progressive in-context decoding).
+the segment needs (arXiv 2306.17842 sec. 4, progressive in-context decoding, as recalled).
 Words count from 0 over all layers, one layer after another, as `mmx.ops.pyramid.flatten` has them.
 Legend: h w latent grid (of a video t h w), p q grid of one layer, T words of all layers.
 """
