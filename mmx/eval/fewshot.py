@@ -242,8 +242,8 @@ def complete(
 ) -> None:
     """Have the language model answer what is not answered yet.
 
-    Prompts of like length are read together, the same ones whether or not this goes on from an
-    earlier call: so the answers are the same, too.
+    The same prompts are read together whether or not this goes on from an earlier call: so the
+    answers are the same, too.
 
     Args:
       answers: where they are kept, block by block.
@@ -287,21 +287,23 @@ def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> int:
 
 
 def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
-    """Of each question, the scores of its candidates: as many prompts at once as `_TOKENS` hold."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
-    out: list[Any] = [None] * len(asked)
-    for some in _batches(order, [len(question.prompt) for question in asked]):
-        rows = lm.score([asked[i].prompt for i in some], [asked[i].candidates for i in some])
-        for i, row in zip(some, rows, strict=True):
-            out[i] = row
+    """Of each question, the scores of its candidates: as many prompts at once as `_TOKENS` hold.
+
+    In their order, so that an episode's questions, which begin alike, are read together.
+    """
+    out: list[Sequence] = []
+    for some in _batches(asked):
+        out += lm.score([q.prompt for q in some], [q.candidates for q in some])
     return out
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in order:  # the longest comes last: it says how long the others are padded
-        if batch and (len(batch) + 1) * lengths[i] > _TOKENS:
+def _batches(asked: Sequence[Question]) -> Iterator[list[Question]]:
+    batch: list[Question] = []
+    longest = 0  # says how long the others are padded
+    for question in asked:
+        longest = max(longest, len(question.prompt))
+        if batch and (len(batch) + 1) * longest > _TOKENS:
             yield batch
-            batch = []
-        batch.append(i)
+            batch, longest = [], len(question.prompt)
+        batch.append(question)
     yield batch

@@ -11,6 +11,7 @@ Axis letters: B rows, T tokens of a prompt, S tokens of its candidates, R new to
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -93,7 +94,8 @@ class FrozenLM:
 
     def next_logits(self, prompts: Sequence[Ids]) -> np.ndarray:
         """float32 [B, V]: of what follows each prompt. Raises UserError as :meth:`generate`."""
-        ids_BT, length_B = self._rows(prompts, 0)
+        self._check_prompts(prompts, 0)
+        ids_BT, length_B = self._rows(prompts)
         return self._run(_next_logits, ids_BT, length_B)[: len(prompts)]
 
     def score(
@@ -101,7 +103,8 @@ class FrozenLM:
     ) -> list[list[Scores]]:
         """Log-probabilities of candidates, each as what follows its prompt.
 
-        A prompt is read once, its candidates together after it.
+        A prompt is read once, its candidates together after it; where prompts that follow each
+        other begin alike, as an episode's questions do, what they share is read once for them all.
 
         Args:
           prompts: at least one id each (a start of text where there is no other).
@@ -114,11 +117,17 @@ class FrozenLM:
         for row in candidates:
             for candidate in row:
                 self._check("candidate", candidate)
-        ids_BT, length_B = self._rows(prompts, max(longest, default=0))
+        self._check_prompts(prompts, max(longest, default=0))
+        start_ids, group = shared_starts(prompts)
+        start_GT, start_G = self._rows(start_ids)
+        tail_BR, tail_B = self._rows(
+            [p[len(start_ids[g]) : -1] for p, g in zip(prompts, group, strict=True)]
+        )
+        group_B = np.resize(np.array(group, np.int32), len(tail_BR))
         # Each candidate is read behind the prompt's last token, and all at once as texts of one
         # row that do not read one another.
         total = [sum(len(c) for c in row) for row in candidates]
-        shape = (len(ids_BT), bucket(max(total, default=0), _LEAST))
+        shape = (len(tail_BR), bucket(max(total, default=0), _LEAST))
         ids_BS, target_BS, offset_BS = (np.zeros(shape, np.int32) for _ in range(3))
         document_BS = np.full(shape, -1, np.int32)
         for b, row in enumerate(candidates):
@@ -128,7 +137,8 @@ class FrozenLM:
                 ids_BS[b, here] = [prompts[b][-1], *candidate[:-1]]
                 target_BS[b, here], document_BS[b, here] = candidate, number
                 offset_BS[b, here] = np.arange(len(candidate))
-        out_BS = self._run(_score, ids_BT, length_B, ids_BS, target_BS, offset_BS, document_BS)
+        prompt = start_GT, start_G, group_B, tail_BR, tail_B
+        out_BS = self._run(_score, *prompt, ids_BS, target_BS, offset_BS, document_BS)
         return [
             [
                 Scores(float(out_BS[b, document_BS[b] == number].sum(dtype=np.float64)), len(c))
@@ -163,7 +173,8 @@ class FrozenLM:
             or sampling out of range.
         """
         _check_sampling(sampling)
-        ids_BT, length_B = self._rows(prompts, max_new)
+        self._check_prompts(prompts, max_new)
+        ids_BT, length_B = self._rows(prompts)
         allow = np.ones((1, self.arch.vocab_size), bool) if allow is None else np.atleast_2d(allow)
         if allow.shape not in {(n, self.arch.vocab_size) for n in (1, len(prompts))}:
             raise UserError(
@@ -195,8 +206,7 @@ class FrozenLM:
                 f"0..{self.arch.vocab_size - 1}"
             )
 
-    def _rows(self, prompts: Sequence[Ids], more: int) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [B, T] padded with 0 behind, and each length."""
+    def _check_prompts(self, prompts: Sequence[Ids], more: int) -> None:
         for prompt in prompts:
             self._check("prompt", prompt)
         longest = max(map(len, prompts))
@@ -205,20 +215,46 @@ class FrozenLM:
                 f"a prompt of {longest} tokens and {more} more: this model reads "
                 f"{self.arch.context}; shorten it"
             )
+
+    def _rows(self, some: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [B, T] padded with 0 behind, and each length; B may be more than there are."""
         ways = 1
         if self.mesh is not None:  # rows are spread over these axes
             ways = self.mesh.size // self.mesh.shape["tensor"]
-        rows = -(-len(prompts) // ways) * ways
-        ids_BT = np.zeros((rows, bucket(longest, _LEAST)), np.int32)
-        filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-        for row, prompt in zip(ids_BT, filled):
-            row[: len(prompt)] = prompt
-        return ids_BT, np.array([len(prompt) for prompt in filled], np.int32)
+        rows = -(-len(some) // ways) * ways
+        ids_BT = np.zeros((rows, bucket(max(map(len, some)), _LEAST)), np.int32)
+        filled = [*some, *[some[0]] * (rows - len(some))]
+        for row, ids in zip(ids_BT, filled):
+            row[: len(ids)] = ids
+        return ids_BT, np.array([len(ids) for ids in filled], np.int32)
 
     def _run(self, program, *args):
         context = contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
         with context:
             return jax.device_get(program(self._net, self.params, *args))
+
+
+def shared_starts(prompts: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
+    """What prompts that follow each other begin with together.
+
+    Those that share at least a half with all of a group join it; the last id of a prompt is never
+    shared.
+
+    Returns:
+      (the start of each group, the number of each prompt's group).
+    """
+    starts: list[Ids] = []
+    group: list[int] = []
+    for prompt in prompts:
+        body = [int(i) for i in prompt[:-1]]
+        pairs = zip(starts[-1], body) if starts else ()
+        common = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        if 2 * len(common) < len(prompt):
+            starts.append(body)
+        else:
+            starts[-1] = common
+        group.append(len(starts) - 1)
+    return starts, group
 
 
 def _check_sampling(sampling: Sampling) -> None:
@@ -231,13 +267,16 @@ def _check_sampling(sampling: Sampling) -> None:
             raise UserError(f"sampling.{name}={value}: it has to be {words}")
 
 
-def _prefill(net: CausalLM, params, ids_BT, length_B):
-    """(x [B, T, D], keys, values) of prompts that are padded behind: nothing reads the padding."""
+def _prefill(net: CausalLM, params, ids_BT, length_B, cache: Cache | None = None):
+    """(x [B, T, D], keys, values) of texts that are padded behind, which follow the cache: nothing
+    reads the padding."""
     at_T = jnp.arange(ids_BT.shape[1])
-    real_BT = at_T < length_B[:, None]
-    position_BT = jnp.minimum(at_T, length_B[:, None] - 1)  # padding has a place in the table too
-    document_BT = jnp.where(real_BT, 0, -1)
-    return net.apply({"params": params}, ids_BT, position_BT, document_BT, method="hidden")
+    document_BT = jnp.where(at_T < length_B[:, None], 0, -1)
+    # Padding has a place in a learned table too.
+    position_BT = jnp.minimum(at_T, jnp.maximum(length_B[:, None] - 1, 0))
+    if cache is not None:
+        position_BT += cache.length_B[:, None]
+    return net.apply({"params": params}, ids_BT, position_BT, document_BT, cache, method="hidden")
 
 
 def _logits(net: CausalLM, params, x):
@@ -255,12 +294,17 @@ def _next_logits(net, params, ids_BT, length_B):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(net, params, ids_BT, length_B, ids_BS, target_BS, offset_BS, document_BS):
+def _score(net, params, start_GT, start_G, group_B, tail_BR, tail_B,
+           ids_BS, target_BS, offset_BS, document_BS):  # fmt: skip
     """float32 [B, S]: the log-probability of each target."""
-    _, k, v = _prefill(net, params, ids_BT, length_B)
+    _, k, v = _prefill(net, params, start_GT, start_G)
+    R = tail_BR.shape[1]
+    of_row = lambda x: jnp.pad(x[:, group_B], [(0, 0)] * 3 + [(0, R), (0, 0)])
+    cache = Cache(of_row(k), of_row(v), start_G[group_B])
+    _, k, v = _prefill(net, params, tail_BR, tail_B, cache)
     # The prompt's last token is read with each candidate, which predicts its first.
-    cache = Cache(k, v, length_B - 1)
-    position_BS = length_B[:, None] - 1 + offset_BS
+    cache = write(cache, k, v, tail_B)
+    position_BS = cache.length_B[:, None] + offset_BS
     x_BSD, _, _ = net.apply(
         {"params": params}, ids_BS, position_BS, document_BS, cache, method="hidden"
     )

@@ -260,7 +260,7 @@ def test_a_part_of_an_episode_is_asked_anew(tmp_path):
         assert all(answers.scores(settings[0], e, "sum").shape == (2, 2) for e in EPISODES[:10])
 
 
-def test_prompts_of_like_length_are_read_together(monkeypatch):
+def test_prompts_that_follow_each_other_are_read_together(monkeypatch):
     monkeypatch.setattr(fewshot, "_TOKENS", 11)
     read = []
 
@@ -271,8 +271,8 @@ def test_prompts_of_like_length_are_read_together(monkeypatch):
 
     asked = [fewshot.Question([0] * n, [[n]]) for n in (6, 2, 20, 3, 4, 5)]
     assert fewshot.score(Lengths(), asked) == [[6], [2], [20], [3], [4], [5]]
-    assert read == [[2, 3], [4, 5], [6], [20]]
-    assert fewshot.score(Lengths(), asked[2:3]) == [[20]] and read[4:] == [[20]]
+    assert read == [[6], [2], [20], [3, 4], [5]]
+    assert fewshot.score(Lengths(), asked[2:3]) == [[20]] and read[5:] == [[20]]
 
 
 def test_overlap_by_hand():

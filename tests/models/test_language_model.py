@@ -77,6 +77,21 @@ def test_a_score_is_the_sum_of_its_tokens():
             np.testing.assert_allclose(score.mean, wanted / len(candidate), atol=1e-4)
 
 
+def test_questions_that_begin_alike_are_scored_as_if_alone():
+    """What they share is read once, and what each adds, of another length or nothing, by itself."""
+    first, second = RNG.integers(0, V, 11), RNG.integers(0, V, 8)
+    prompts = [
+        [*first, 1, 2, 3], [*first, 4], first, [7, 8, 9], [*second, 1], [*second, *first[:7]],
+    ]  # fmt: skip
+    candidates = [[[5, 6], [5]]] * len(prompts)
+    starts, group = language_model.shared_starts(prompts)
+    assert group == [0, 0, 0, 1, 2, 2]
+    assert starts == [[*first[:-1]], [7, 8], [*second]]
+    for prompt, got in zip(prompts, lm().score(prompts, candidates), strict=True):
+        wanted = [by_hand(prompt, candidate) for candidate in ([5, 6], [5])]
+        np.testing.assert_allclose([score.sum for score in got], wanted, atol=1e-4)
+
+
 def test_next_logits_are_of_the_last_token():
     logits = lm().next_logits(PROMPTS)
     for row, prompt in zip(logits, PROMPTS):
