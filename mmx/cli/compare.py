@@ -28,10 +28,10 @@ examples:
 
 A run without @STEP stands for up to six of its checkpoints, those that the runs have in common and
 its newest. Picture i is what `mmx sample RUN@STEP --prompts FILE` draws as its picture i; image
-tokenizers rebuild the same held-out images. Scores are those of `mmx evaluate`: what is
-missing is computed and kept; what was measured by other networks, or on other or fewer images, is
-in a row of its own. Makes a page (index.html; nothing else is needed to see it), a picture
-of it (sheet.png), prompts.txt, and a folder for TensorBoard.
+tokenizers rebuild the same held-out images; runs of videos show scores alone, PSNR among them.
+Scores are those of `mmx evaluate`: what is missing is computed and kept; what was measured by other
+networks, or on other or fewer images, is in a row of its own. Makes a page (index.html; nothing
+else is needed to see it), a picture of it (sheet.png), prompts.txt, and a folder for TensorBoard.
 """
 _STEPS = 6  # ours: checkpoints of a run that is named without a step
 _IMAGES = 8  # ours: held-out images that a tokenizer rebuilds
@@ -132,10 +132,11 @@ def _kind(runs: Sequence[_Named]) -> str:
     kinds = {r.name: pictures.kind(r.config) for r in runs}
     families = {r.config.family for r in runs}
     if len(set(kinds.values())) > 1 or (len(families) > 1 and pictures.NONE in kinds.values()):
-        each = "; ".join(f"{r.name}: {r.config.family}, {kinds[r.name]}" for r in runs)
+        what = lambda c: c.family + (" of videos" if c.data.get("frames", 0) else "")
+        each = "; ".join(f"{r.name}: {what(r.config)}, {kinds[r.name]}" for r in runs)
         raise UserError(
             f"these runs show nothing that is the same ({each}); name runs that all draw from "
-            "prompts, runs that all rebuild images, or runs of one family"
+            "prompts, runs that all rebuild images, or runs of one family that have scores alone"
         )
     return kinds[runs[0].name]
 

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
 
     from mmx.cli.run import Run
 
-DRAWS, REBUILDS, NONE = "draws from prompts", "rebuilds images", "has no pictures"
+DRAWS, REBUILDS, NONE = "draws from prompts", "rebuilds images", "has scores alone"
 
 
 def kind(config) -> str:
-    """DRAWS, REBUILDS or NONE. Raises UserError for an unknown family."""
+    """DRAWS, REBUILDS or NONE (videos too: PSNR is among their scores, but a page stands still).
+
+    Raises UserError for an unknown family."""
     registry.check_family(config)
     if "sample" in config:
         return DRAWS

@@ -171,8 +171,9 @@ def test_tokenizers_that_may_know_the_images_are_named():
         assert compare._caution([a, *others]) == more.strip()
 
 
-def test_a_family_without_pictures_compares_scores(hollow, early, tmp_path):
-    run = hollow("clip", "clip/openmoji64:tiny")
+@pytest.mark.parametrize("spec", ["clip/openmoji64:tiny", "spae/moving32:tiny"])
+def test_runs_without_pictures_compare_scores(hollow, early, tmp_path, spec):
+    run = hollow(spec.replace("/", "-"), spec)
     for name in ("a", "b"):
         shutil.copytree(run, tmp_path / name)
         scored(tmp_path / name, (10, 20))
@@ -206,6 +207,7 @@ def test_steps_line_up(tmp_path, vqgan_run, monkeypatch):
     [
         ([], "required: RUN[@STEP]"),
         (["MUSE", "TOKENS"], "muse, draws from prompts; tokens: vqgan, rebuilds images); name"),
+        (["TOKENS", "VIDEOS"], "rebuilds images; videos: spae of videos, has scores alone); name"),
         (["MUSE@10", "MUSE@15"], "no checkpoint of step 15; there are [10, 20]"),
         (["MUSE", "nowhere"], "nowhere: no such run directory"),
         (["TOKENS", "--prompts", "FILE"], "a run of the family 'vqgan' draws from none"),
@@ -227,9 +229,10 @@ def test_bad_input(argv, says, refused, hollow, early, tmp_path, monkeypatch):
     (tmp_path / "EMPTY").write_text("\n \n")
     (tmp_path / "LONG").write_text("red " * 40)
     (tmp_path / "GOOD").write_text("red heart")
-    if argv and argv[-1] not in ("FILE", "LONG", "EMPTY", "missing", "TOKENS"):
+    if argv and argv[-1] not in ("FILE", "LONG", "EMPTY", "missing", "TOKENS", "VIDEOS"):
         argv = [*argv, "--prompts", "GOOD"]
-    names = {"MUSE": hollow("muse"), "TOKENS": hollow("tokens", "vqgan/openmoji32:tiny")}
+    names = {"MUSE": hollow("muse"), "TOKENS": hollow("tokens", "vqgan/openmoji32:tiny"),
+             "VIDEOS": hollow("videos", "spae/moving32:tiny")}  # fmt: skip
     for name, path in names.items():
         argv = [str(path) + a.removeprefix(name) if a.startswith(name) else a for a in argv]
     assert says in refused("compare", *argv)
