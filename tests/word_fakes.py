@@ -56,6 +56,28 @@ def from_words(words):
     return np.repeat(image, 3, -1).astype(np.float32)
 
 
+class VideoCodec:
+    """Greys of cells of a video, each layer at its cells; two frames and two pixels a cell."""
+
+    def __init__(self, pyramid):
+        self.pyramid = pyramid
+
+    def to_words(self, videos):
+        t, h, w = self.pyramid.shape
+        cells = np.asarray(videos).reshape(len(videos), t, 2, h, 2, w, 2, 3).mean((2, 4, 6, 7))
+        words = (cells * ROWS / 256).astype(np.int32)
+        at = [self.pyramid.places(layer) for layer in range(self.pyramid.num_layers)]
+        return np.concatenate(
+            [np.stack([x[a] for x in words]).reshape(len(words), -1) for a in at], 1
+        )
+
+    def from_words(self, words):
+        shape = self.pyramid.shape
+        last = np.asarray(words)[:, -int(np.prod(shape)) :].reshape(-1, *shape)
+        grey = np.kron((last + 0.5) * (256 / ROWS), np.ones((2, 2, 2)))[..., None] / 127.5 - 1
+        return np.repeat(grey, 3, -1).astype(np.float32)
+
+
 class Oracle:
     """Writes what a function of (its number, prompt, how many) says; nothing is computed."""
 

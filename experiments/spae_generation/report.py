@@ -68,9 +68,9 @@ def _shares(right: Sequence[float | None] | None) -> str:
     return " / ".join("-" if share is None else f"{100 * share:.0f}" for share in right)
 
 
-def text_tile(side: int) -> np.ndarray:
+def text_tile(size: tuple[int, int]) -> np.ndarray:
     """What stands for a text: its caption is below."""
-    return np.full((side, side, 3), _BLANK, np.uint8)
+    return np.full((*size, 3), _BLANK, np.uint8)
 
 
 def figure(rows: Sequence[Row], results: Mapping) -> Image.Image:

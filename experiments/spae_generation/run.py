@@ -31,7 +31,7 @@ from mmx.data.source import open_source  # noqa: E402
 from mmx.eval.png import save_picture  # noqa: E402
 from mmx.models import registry  # noqa: E402
 from mmx.models.language_model import FrozenLM  # noqa: E402
-from mmx.models.spae.in_context.conditions import TASKS, Picture  # noqa: E402
+from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, Picture, tasks_of  # noqa: E402
 from mmx.models.spae.in_context.noise import SCHEDULES, falling  # noqa: E402
 from mmx.models.spae.in_context.prompts import Prompter  # noqa: E402
 from mmx.models.spae.in_context.segments import Window  # noqa: E402
@@ -42,13 +42,13 @@ from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
 HERE = Path(__file__).resolve().parent
 WINDOW = Window(upper=1, lookback=8)
 KEPT_LAYERS = 3  # without noise: V2L's 21 global words
+POOL = 2000  # ours: others among which examples are chosen
 
 
 def open_study(args: argparse.Namespace) -> Study:
     """Opens run, language model and data. Raises UserError: not there, or of other words."""
     run = load_run(args.run)
     registry.check_words(run.config, args.run)
-    registry.check_images(run.config, args.run)
     task, data_dir = run.task, args.data_dir or run.config.data.data_dir
     repository = open_lm(args.lm, data_dir or None)
     tokenizer = load_tokenizer(repository)
@@ -57,14 +57,15 @@ def open_study(args: argparse.Namespace) -> Study:
     held_out, seen = (open_source(data.source, s, data_dir or None) for s in ("test", "train"))
     shuffled = lambda source: np.random.default_rng(args.seed).permutation(len(source)).tolist()
     numbers = shuffled(held_out)[: args.images]
+    picture = lambda example: Picture(example["text"], task.plain(example))
     weights = run.params, run.extra, run.frozen
     return Study(
         lm=FrozenLM(*load_causal_lm(repository)),
         prompter=Prompter(tokenizer, task.vocabulary, task.pyramid, WINDOW),
         to_words=lambda images: np.asarray(task.to_words(run.mesh)(*weights, images)),
         from_words=lambda words: np.asarray(task.from_words(run.mesh)(*weights, words)),
-        pictures=[Picture(held_out[i]["text"], held_out[i]["image"]) for i in numbers],
-        pool=[Picture(seen[i]["text"], seen[i]["image"]) for i in shuffled(seen)],
+        pictures=[picture(held_out[i]) for i in numbers],
+        pool=[picture(seen[i]) for i in shuffled(seen)[:POOL]],
         settings={
             "run": run.dir.path.name, "step": run.step, "lm": args.lm, "seed": args.seed,
             "vocabulary": task.vocabulary.hash, "words": len(task.vocabulary),
@@ -76,13 +77,17 @@ def open_study(args: argparse.Namespace) -> Study:
     )  # fmt: skip
 
 
-def do_all(study: Study, tasks: list[str], workdir: Path, out: Path) -> dict:
-    """What of the tasks is not done, then all three files. Raises UserError: of
-    :meth:`Study.do`, or a folder that cannot be written."""
+def do_all(study: Study, tasks: list[str] | None, workdir: Path, out: Path) -> dict:
+    """What of the tasks (None: all) is not done, then all three files. Raises UserError: of
+    :meth:`Study.do`, a task of videos of images or the other way, or a folder that cannot be
+    written."""
     check_writable(f"--out={out}", out)
-    results = {"settings": {**study.settings, "every": list(TASKS)}, "tasks": {}}
+    every = list(tasks_of(study.pyramid))
+    if other := [name for name in tasks or () if name not in every]:
+        raise UserError(f"--tasks {other[0]}: those of this run are {', '.join(every)}")
+    results = {"settings": {**study.settings, "every": every}, "tasks": {}}
     rows = []
-    for name in tasks:
+    for name in tasks or every:
         results["tasks"][name], row = study.do(name, workdir)
         rows.append(row)
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
     parser.add_argument("--out", type=Path, help="of results (default: beside this script)")
     parser.add_argument("--data_dir", default="", help="where data sets and models are")
-    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS | VIDEO_TASKS, metavar="TASK")
     parser.add_argument("--images", type=int, default=1, help="of each task")
     parser.add_argument("--supports", type=int, default=5, help="examples in a prompt")
     parser.add_argument("--block", type=int, default=8, help="most words at a time")
@@ -111,7 +116,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="one task, in seconds")
     args = parser.parse_args()
     if args.tiny:
-        args.tasks, args.images, args.supports = args.tasks[:1], 1, 2
+        args.tasks, args.images, args.supports = args.tasks or ["class"], 1, 2
     start_jax()
     workdir = Path(args.workdir)
     out = args.out or (workdir if args.tiny else HERE)

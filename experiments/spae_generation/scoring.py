@@ -34,7 +34,7 @@ def score(
       words: answer -> int32 [T], or None where there is none.
       is_asked_T: bool [T]: these words are counted.
       ends: of the layers, of the pyramid.
-      image: uint8 [H, W, 3], the true one.
+      image: uint8 [H, W, 3], the true one; of a video [T, H, W, 3].
       from_words: int32 [n, T] -> images float32 [n, H, W, 3].
 
     Returns:
@@ -51,11 +51,17 @@ def score(
             hits = (words_T == true_T)[begin:end][asked]
             right.append(float(hits.mean()) if asked.any() else None)
         found[name] = {
-            "psnr": float(psnr(image[None], picture[None])[0]),
-            "psnr_recon": float(psnr(drawn[:1], picture[None])[0]),
+            "psnr": _psnr(image, picture),
+            "psnr_recon": _psnr(drawn[0], picture),
             "right": right,
         }
     return found
+
+
+def _psnr(image: np.ndarray, picture: np.ndarray) -> float:
+    """Of all pixels; the frames of a video are one tall picture."""
+    tall = [x.reshape(1, -1, *x.shape[-2:]) for x in (image, picture)]
+    return float(psnr(*tall)[0])
 
 
 def pooled(pictures: list[dict]) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -19,12 +20,13 @@ from mmx.core import storage
 from mmx.core.errors import UserError
 from mmx.core.progress import Progress
 from mmx.eval.images import to_uint8
-from mmx.models.spae.in_context.conditions import TASKS, Picture
+from mmx.models.spae.in_context.conditions import Picture, tasks_of
 from mmx.models.spae.in_context.drawing import draw
 from mmx.models.spae.in_context.noise import Noise, make_noise
 from mmx.models.spae.in_context.prompts import Prompter, Request
 from mmx.models.spae.in_context.requests import pose
 from mmx.models.spae.in_context.segments import Segment, segment_plan
+from mmx.models.spae.report import shown
 from mmx.ops.pyramid import Pyramid
 
 
@@ -57,41 +59,45 @@ class Study:
         """A task, from where it stopped: (its part of results.json, its row of the figure)."""
         of = self.settings
         folder = workdir / re.sub(r"[^\w-]+", "_", of["lm"])  # a name, a path or a hub id
-        make = TASKS[name].make
-        episodes = [make(p, self.pool, of["supports"], self.pyramid.grid) for p in self.pictures]
+        task_of = tasks_of(self.pyramid)[name]
+        make = task_of.make
+        episodes = [make(p, self.pool, of["supports"], self.pyramid.shape) for p in self.pictures]
         posed = pose(episodes, self.pyramid, self.to_words)
         key = rngs.stream(rngs.base_key(of["seed"]), name)
         plan = segment_plan(self.pyramid, of["block"], posed[0].is_asked_T)
-        found, rows, total = [], [], 0.0
+        noises = [self._noise(key, i) for i in range(len(posed))]
+        requests = [
+            [task.request(noise, wrong) for wrong in (False, True)]
+            for task, noise in zip(posed, noises, strict=True)
+        ]
+        files = [folder / f"{name}-{i}.json" for i in range(len(posed))]
+        drawn, seconds = self._drawn(files, requests, plan, key)
+        found, rows = [], []
         for i, (task, episode) in enumerate(zip(posed, episodes, strict=True)):
-            true_T, noise = task.query.wanted_T, self._noise(key, i)
-            requests = [task.request(noise, wrong) for wrong in (False, True)]
-            words_BT, seconds = self._drawn(folder / f"{name}-{i}.json", requests, plan, key, i)
-            total += seconds
             answers = dict(
-                drawn=words_BT[0],
-                wrong=words_BT[1],
+                drawn=drawn[i][0],
+                wrong=drawn[i][1],
                 copied=task.copied(),
-                voted=task.voted(requests[0]),
-                codec=true_T,
+                voted=task.voted(requests[i][0]),
+                codec=task.query.wanted_T,
             )
             scores = scoring.score(
                 answers,
-                true_T,
+                task.query.wanted_T,
                 task.is_asked_T,
                 self.pyramid.ends,
                 episode.query.wanted,
                 self.from_words,
             )
             found.append({"caption": self.pictures[i].caption, "scores": scores})
-            rows.append((episode, requests[0], answers, scores))
+            rows.append((episode, requests[i][0], answers, scores))
         part = {
-            "title": TASKS[name].title,
-            "cpu_seconds": round(total, 1),
+            "title": task_of.title,
+            "cpu_seconds": round(seconds, 1),
             "pictures": found,
             "mean": scoring.pooled(found),
         }
-        return part, self._row(TASKS[name].title, *rows[0])
+        return part, self._row(task_of.title, *rows[0])
 
     def _noise(self, key: jax.Array, number: int) -> Noise:
         """Of a picture's examples, the control's too."""
@@ -105,43 +111,60 @@ class Study:
             mask_word=int(vocabulary.find([of["mask_word"]])[0]) if of["mask_word"] else None,
         )
 
-    def _drawn(self, file: Path, requests, plan, key, number) -> tuple[np.ndarray, float]:
-        """(int32 [B, T], CPU-seconds) of a picture's requests; the file has them after every
-        segment.
+    def _drawn(self, files, requests, plan, key) -> tuple[list[np.ndarray], float]:
+        """(of each picture int32 [requests, T], CPU-seconds of all). A file a picture has its words
+        after every segment; those that are equally far are written together.
 
         Raises:
-          UserError: it has words of other settings.
+          UserError: a file has words of other settings.
         """
+        kept = [self._kept(file, some, plan) for file, some in zip(files, requests, strict=True)]
+        told = f"{files[0].stem[:-2]}, {len(files)} pictures"
+        progress = Progress(len(plan) * len(files), told, every=1)
+        numbers = range(len(files))
+        for done, together in itertools.groupby(numbers, lambda i: kept[i]["done"]):
+            together = list(together)
+            self._write(files, requests, plan, key, kept, done, together, progress)
+        progress.close()
+        return [np.array(k["words"], np.int32) for k in kept], sum(k["cpu_seconds"] for k in kept)
+
+    def _kept(self, file: Path, requests: list[Request], plan: list[Segment]) -> dict:
+        """What a picture's file says, or its state at the start."""
         of = self.settings | {"prompts": self._digest(requests, plan)}
-        done, words_BT, seconds = 0, None, 0.0
-        if file.is_file():
-            kept = json.loads(file.read_text())
-            if kept["settings"] != of:
-                raise UserError(
-                    f"{file}: words of other settings or another run; give another --workdir"
-                )
-            done, words_BT = kept["done"], np.array(kept["words"], np.int32)
-            seconds = kept["cpu_seconds"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        progress = Progress(len(plan), file.stem, start=done, every=1)
-        began = time.process_time() - seconds
+        if not file.is_file():
+            words = [request.known_T.tolist() for request in requests]
+            return dict(settings=of, done=0, words=words, cpu_seconds=0.0)
+        kept = json.loads(file.read_text())
+        if kept["settings"] != of:
+            raise UserError(
+                f"{file}: words of other settings or another run; give another --workdir"
+            )
+        return kept
+
+    def _write(self, files, requests, plan, key, kept, done, together, progress) -> None:
+        """The segments from `done` on of neighbouring pictures, into `kept` and their files."""
+        each = len(requests[0])
+        began = time.process_time()
         left = draw(
             self.lm,
             self.prompter,
-            requests,
+            [request for i in together for request in requests[i]],
             plan,
             key,
-            first_row=number * len(requests),
-            words_BT=words_BT,
+            first_row=together[0] * each,
+            words_BT=np.array([row for i in together for row in kept[i]["words"]], np.int32),
             done=done,
         )
-        for done, words_BT in left:
-            seconds = time.process_time() - began
-            kept = dict(settings=of, done=done, words=words_BT.tolist())
-            storage.write(storage.path(file), json.dumps(kept | {"cpu_seconds": seconds}) + "\n")
-            progress.update(done)
-        progress.close()
-        return words_BT, seconds
+        for segments, words_BT in left:
+            seconds = (time.process_time() - began) / len(together)
+            began = time.process_time()
+            for n, i in enumerate(together):
+                kept[i]["words"] = words_BT[n * each : (n + 1) * each].tolist()
+                kept[i]["done"] = segments
+                kept[i]["cpu_seconds"] += seconds
+                files[i].parent.mkdir(parents=True, exist_ok=True)
+                storage.write(storage.path(files[i]), json.dumps(kept[i]) + "\n")
+            progress.update(sum(k["done"] for k in kept))
 
     def _digest(self, requests: list[Request], plan: list[Segment]) -> str:
         """Of all that prompts show but what is written: of run, data, noise and template."""
@@ -151,12 +174,14 @@ class Study:
     def _row(self, title: str, episode, request, answers: dict, scores: dict) -> Row:
         """The noisiest and the least noisy example, what is given, the answers, the truth."""
         told = lambda given: f": {given}" if isinstance(given, str) else ""
-        shown = [request.supports[0].wanted_T, request.supports[-1].wanted_T]
+        examples = [request.supports[0].wanted_T, request.supports[-1].wanted_T]
         # What is copied is what is given, through the codec.
         names = [name for name in answers if name != "copied"]
-        drawn = to_uint8(self.from_words(np.stack([*shown, *(answers[name] for name in names)])))
+        drawn = to_uint8(self.from_words(np.stack([*examples, *(answers[name] for name in names)])))
         given, wanted = episode.query.given, episode.query.wanted
-        images = [*drawn[:2], text_tile(len(wanted)) if isinstance(given, str) else given]
+        drawn, wanted = (shown(self.pyramid, images) for images in (drawn, wanted))
+        blank = text_tile(wanted.shape[:2])
+        images = [*drawn[:2], blank if isinstance(given, str) else shown(self.pyramid, given)]
         captions = [
             f"first example{told(episode.supports[0].given)}",
             f"last example{told(episode.supports[-1].given)}",

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import studies
+import word_fakes
 from word_fakes import ROWS, SIDE, SMALL, WORDS, Oracle, from_words, last_output, prompter, to_words
 
 from mmx.core.errors import UserError
 from mmx.eval.images import psnr
-from mmx.models.spae.in_context.conditions import TASKS, Picture
+from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, Picture
+from mmx.ops.pyramid import Pyramid
 
 report, run, scoring, study = studies.load("spae_generation", "report", "run", "scoring", "study")
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
@@ -156,3 +158,27 @@ def test_the_readme_has_the_table_of_its_results():
     results = json.loads((folder / "results.json").read_text())
     assert (folder / "table.md").read_text() == report.table(results)
     assert report.table(results).strip() in (folder / "README.md").read_text()
+
+
+def test_a_video_is_continued(tmp_path):
+    """The words of its earlier frames are those of what is given; the model writes the others."""
+    pyramid = Pyramid((1, 2, 4), frames=(1, 1, 2))
+    codec = word_fakes.VideoCodec(pyramid)
+    videos = np.random.default_rng(1).integers(0, 256, (4, 4, 8, 8, 3), np.uint8)
+    some = list(map(Picture, ("a", "b", "c", "d"), videos))
+    of_videos = study.Study(
+        Oracle(last_output), prompter(pyramid), codec.to_words, codec.from_words,
+        some[:1], some[1:], SETTINGS | {"ratios": [0.0] * 3},
+    )  # fmt: skip
+    results = run.do_all(of_videos, ["continue"], tmp_path / "work", tmp_path)
+    assert results["settings"]["every"] == list(VIDEO_TASKS)
+    mean = results["tasks"]["continue"]["mean"]
+    assert mean["drawn"]["right"][-1] == 1 and mean["wrong"]["right"][-1] < 0.5
+    assert mean["drawn"]["psnr"] == mean["codec"]["psnr"]
+    kept = json.loads((tmp_path / "work/oracle/continue-0.json").read_text())["words"]
+    true = codec.to_words(videos[:1])[0]
+    early = np.arange(5, 5 + 16)  # of the last layer the first of two frames
+    for words in kept:
+        np.testing.assert_array_equal(np.array(words)[early], true[early])
+    with pytest.raises(UserError, match="--tasks deblur: those of this run are class, continue"):
+        run.do_all(of_videos, ["deblur"], tmp_path / "work", tmp_path)

@@ -127,7 +127,7 @@ def picture(caption="red cat"):
 def posed(name):
     """(a task's episode of three examples, in words too)."""
     pool = [picture(f"blue dog {i}") for i in range(5)]
-    episode = TASKS[name].make(picture(), pool, 3, SMALL.grid)
+    episode = TASKS[name].make(picture(), pool, 3, SMALL.shape)
     return episode, pose([episode], SMALL, to_words)[0]
 
 
@@ -249,8 +249,15 @@ def test_pictures_by_hand():
     hidden = pictures.hide(image, np.array([[True, False], [False, False]]))
     assert (hidden[:2, :2] == 128).all() and (hidden[2:] == image[2:]).all()
     assert (hidden[:2, 2:] == image[:2, 2:]).all()
-    assert pictures.centre(8).sum() == 16 and pictures.centre(8)[2:6, 2:6].all()
-    assert pictures.lower_half(4).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
+    assert pictures.centre((8, 8)).sum() == 16 and pictures.centre((8, 8))[2:6, 2:6].all()
+    video = np.arange(4 * 4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 4, 3)
+    hidden = pictures.hide(video, pictures.later_half((2, 2, 2)))
+    assert (hidden[2:] == 128).all() and (hidden[:2] == video[:2]).all()
+    one = np.zeros((2, 2, 2), bool)
+    one[1, 0, 1] = True
+    grey = pictures.hide(video, one) != video
+    assert grey.any() and not grey[:2].any() and not grey[:, 2:].any() and not grey[:, :, :2].any()
+    assert pictures.later_half((4, 4)).tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
 
 
 def test_the_nearest_captions_come_last():
@@ -264,7 +271,7 @@ def test_the_nearest_captions_come_last():
 
 def test_what_the_tasks_show_and_ask():
     own, pool = picture(), [picture(f"dog {i}") for i in range(4)]
-    make = lambda name: TASKS[name].make(own, pool, 4, 4)
+    make = lambda name: TASKS[name].make(own, pool, 4, (4, 4))
     for name in TASKS:
         episode = make(name)
         assert len(episode.supports) == len(episode.wrong) == 4
@@ -289,9 +296,9 @@ def test_what_the_tasks_show_and_ask():
         np.testing.assert_array_equal(same, ~episode.is_asked_hw)
         assert same.sum() == shown
     with pytest.raises(UserError, match="at least 2"):
-        TASKS["brighten"].make(own, pool, 1, 4)
+        TASKS["brighten"].make(own, pool, 1, (4, 4))
     with pytest.raises(UserError, match="there are 4"):
-        TASKS["rotate"].make(own, pool, 5, 4)
+        TASKS["rotate"].make(own, pool, 5, (4, 4))
 
 
 def test_requests_have_the_noise_on_both_sides_and_their_controls():

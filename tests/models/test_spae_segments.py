@@ -97,7 +97,7 @@ def test_a_plan_has_every_word_once_in_order(pyramid, block):
 def test_the_plan_of_the_demo():
     plan = [(0, 0, 1), (1, 0, 4), (2, 0, 16), (3, 0, 32), (3, 32, 32), (4, 0, 32), (4, 32, 32)]
     assert segment_plan(DEMO, 32) == plan
-    middle = segment_plan(DEMO, 32, asked_words(DEMO, pictures.centre(8)))
+    middle = segment_plan(DEMO, 32, asked_words(DEMO, pictures.centre((8, 8))))
     rows = [(layer, 8 * row + 2, 4) for layer in (3, 4) for row in (2, 3, 4, 5)]
     assert middle == [(0, 0, 1), (1, 0, 1), (2, 5, 2), (2, 9, 2), *rows]
     with pytest.raises(UserError, match="at least 1"):

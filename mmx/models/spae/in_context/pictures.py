@@ -1,7 +1,8 @@
 """What is done to pictures whose undoing, or whose value in between, a language model is asked for.
 
-All are pure functions of uint8 images [H, W, 3] to such images.
-Legend: h w latent grid.
+All are pure functions of uint8 images [H, W, 3] to such images; what hides cells takes videos
+[T, H, W, 3] too.
+Legend: h w latent grid; of a video t h w.
 """
 
 import numpy as np
@@ -41,18 +42,19 @@ def blend(image: np.ndarray, other: np.ndarray, percent: int) -> np.ndarray:
 
 def hide(image: np.ndarray, is_hidden_hw: np.ndarray) -> np.ndarray:
     """Cells of the latent grid in grey; the grid divides the image."""
-    (height, width), (h, w) = image.shape[:2], is_hidden_hw.shape
-    is_hidden_HW = np.kron(is_hidden_hw, np.ones((height // h, width // w), bool))
-    return np.where(is_hidden_HW[..., None], np.uint8(GREY), image)
+    is_hidden = is_hidden_hw
+    for axis, cells in enumerate(is_hidden_hw.shape):
+        is_hidden = np.repeat(is_hidden, image.shape[axis] // cells, axis)
+    return np.where(is_hidden[..., None], np.uint8(GREY), image)
 
 
-def centre(grid: int) -> np.ndarray:
+def centre(shape: tuple[int, int]) -> np.ndarray:
     """bool [h, w]: the middle half of the rows and columns, as V2L in-paints (arXiv 2403.07874)."""
-    middle = np.abs(2 * np.arange(grid) - grid + 1) < grid / 2
-    return middle[:, None] & middle
+    rows, columns = (np.abs(2 * np.arange(n) - n + 1) < n / 2 for n in shape)
+    return rows[:, None] & columns
 
 
-def lower_half(grid: int) -> np.ndarray:
-    """bool [h, w]: as V2L out-paints."""
-    rows = np.arange(grid) >= grid // 2
-    return np.repeat(rows[:, None], grid, 1)
+def later_half(shape: tuple[int, ...]) -> np.ndarray:
+    """bool [h, w]: the lower half, as V2L out-paints; bool [t, h, w]: the later frames."""
+    is_late = np.arange(shape[0]) >= shape[0] // 2
+    return np.broadcast_to(is_late.reshape(-1, *[1] * (len(shape) - 1)), shape)
