@@ -1,7 +1,7 @@
 """Trains and scores the arms of the study, run by run; README.md says what is measured and how.
 
     mmx prepare openmoji --config 32
-    mmx prepare noto --config 64
+    mmx prepare noto
     mmx prepare lm
     mmx prepare sentences minilm
     mmx prepare sentences wordllama

@@ -158,8 +158,6 @@ def test_flops_grow_with_the_area(build):
         build.vqgan(changes={"data.image_size": size}).train_flops_per_row() for size in (32, 64)
     )
     assert large == pytest.approx(4 * small, rel=0.1)
-    # Three times two a multiply-add; the stem alone has 64 positions of a 48 to 16 map.
-    assert small > 6 * 64 * 48 * 16
 
 
 def test_evaluating_is_deterministic_and_covers_every_example(build, monkeypatch):
