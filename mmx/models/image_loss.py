@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError, choose
-from mmx.core.flops import matmul_flops
 from mmx.nn.discriminator import DISCRIMINATORS
 from mmx.nn.dtypes import DTYPES
 from mmx.ops import losses
@@ -138,23 +137,6 @@ class ImageLosses:
         )
         extra = extra | {"lecam": lecam} if lecam else extra
         return Players(generator, discriminator, extra, metrics)
-
-
-def train_flops_per_row(task: Any) -> float:
-    """FLOPs of the products of a step, divided by its rows: of the loss and its gradient, so of the
-    autoencoder, both players and what is frozen (a teacher, the perceptual network), each as often
-    as it is passed forward and back.
-
-    Args:
-      task: of an image autoencoder, contract 1.
-    """
-    params, extra = nn.unbox(jax.eval_shape(task.init, rngs.base_key(0)))
-    spec, step = task.batch_spec(), jax.ShapeDtypeStruct((), jnp.int32)
-    key = jax.eval_shape(lambda: rngs.base_key(0))
-    update = jax.value_and_grad(task.loss, has_aux=True)
-    frozen = nn.unbox(task.abstract_frozen())
-    total = matmul_flops(update, params, extra, frozen, spec, key, step)
-    return total / task.config.batch_size
 
 
 def reconstruction_loss(config, image_BHWC, recon_BHWC, perceptual_layers) -> tuple[Any, dict]:

@@ -88,8 +88,11 @@ class Task(Protocol):
         ...
 
     def train_flops_per_row(self) -> float:
-        """Model FLOPs of one row's forward and backward pass. Of a task whose rows hold several
-        documents it takes ``images: float``, how many the plan of the rows has at the mean."""
+        """Model FLOPs of one row's forward and backward pass: three times the forward pass of
+        what is trained, without frozen codecs, products of pairs or what is computed anew; but of
+        an image autoencoder all products of the loss and its gradient, so of discriminator and
+        frozen networks too. Of a task whose rows hold several documents it takes
+        ``images: float``, how many the plan of the rows has at the mean."""
         ...
 
     def evaluators(self, mesh: Any) -> list:

@@ -16,7 +16,8 @@ from mmx.data.image import fit, fit_video, shift_flip
 from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.models import rebuilding
-from mmx.models.image_loss import ImageLosses, train_flops_per_row
+from mmx.models.flops import train_flops_per_row
+from mmx.models.image_loss import ImageLosses
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.spae import loss as losses
 from mmx.models.spae import report as reports
@@ -195,7 +196,7 @@ class SpaeTask:
         return total, (metrics, players.extra)
 
     def train_flops_per_row(self) -> float:
-        """:func:`mmx.models.image_loss.train_flops_per_row`."""
+        """:func:`mmx.models.flops.train_flops_per_row`."""
         return train_flops_per_row(self)
 
     # Looking

@@ -14,7 +14,8 @@ from mmx.eval.metrics import check_config as check_metrics
 from mmx.eval.report import taught_by
 from mmx.eval.tile import tile
 from mmx.models import rebuilding
-from mmx.models.image_loss import ImageLosses, train_flops_per_row
+from mmx.models.flops import train_flops_per_row
+from mmx.models.image_loss import ImageLosses
 from mmx.models.rows import fill_rows, to_float
 from mmx.models.vqgan import report as reports
 from mmx.models.vqgan.codec import make_codec
@@ -110,7 +111,7 @@ class VqganTask:
         return total, (metrics, players.extra)
 
     def train_flops_per_row(self) -> float:
-        """:func:`mmx.models.image_loss.train_flops_per_row`."""
+        """:func:`mmx.models.flops.train_flops_per_row`."""
         return train_flops_per_row(self)
 
     # Looking
