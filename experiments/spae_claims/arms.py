@@ -21,8 +21,8 @@ SEEDS = (0, 1, 2)
 STEPS, CHANNELS = 300, 48  # of the shipped config's 2,000 and 96: about two CPU-minutes a run
 
 
-# What the study is of, whatever becomes of the shipped config; of its other fields a record knows
-# that they are still the same (:func:`settings`).
+# What the study is of, whatever becomes of the shipped config; its other fields are told with the
+# results (:func:`settings`).
 SAID = {
     "steps": STEPS,
     "batch_size": 64,
@@ -77,7 +77,7 @@ def make_config(arm: str, seed: int, data_dir: str) -> ConfigDict:
 
 
 def settings(arm: str, seed: int) -> dict:
-    """Field -> value of a run's whole config, but where data lies and how a run is watched."""
-    beside = {"data.data_dir", *(field.partition(".")[0] for field in _KEPT)}
-    items = configs.flat_items(make_config(arm, seed, "")).items()
-    return {k: v for k, v in items if not {k, k.partition(".")[0]} & beside}
+    """Field -> value of a run's whole config, but where it runs and how it is watched."""
+    config = make_config(arm, seed, "")
+    fixed = {k: v for k, v in configs.fixed_items(config).items() if not k.startswith("eval.")}
+    return {"steps": config.steps, **fixed}

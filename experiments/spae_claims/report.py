@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import paper
-from arms import ARMS, CHANNELS, SAID, SEEDS, STEPS
+from arms import ARMS, CHANNELS, SEEDS, STEPS, settings
 from jobs import read_records, spent
 from scoring import RECIPE, WAYS
 from statistic import estimate
@@ -266,8 +266,9 @@ def collect(runs: Path) -> dict:
 
 
 def said() -> dict:
-    """What the study says of its runs and their scores, as JSON has it."""
-    return json.loads(json.dumps({"base": SAID, "arms": ARMS, "scores": RECIPE}))
+    """What runs and scores hang on, as JSON has it: the whole config of base and seed 0, what the
+    arms change of it, and how they are scored."""
+    return json.loads(json.dumps({"base": settings("base", 0), "arms": ARMS, "scores": RECIPE}))
 
 
 def main() -> None:
