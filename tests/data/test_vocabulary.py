@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from mmx.core.errors import UserError
 from mmx.data.lm_text import LmTokenizer
 from mmx.data.vocabulary import FILTERS, WORDS, Vocabulary, make_vocabulary, read_words
-from tests.data.test_lm_text import with_byte_fallback
+from tests.tokenizer_fakes import with_byte_fallback
 
 # The most frequent first; what only begins one of these ("Ġd") is a token too.
 TOKENS = (

@@ -14,8 +14,8 @@ from mmx.eval import episodes as eps
 from mmx.eval import fewshot, fewshot_scores, prompts, stats
 from mmx.eval.episodes import COLUMNS, Column, Pool
 from mmx.eval.prompts import TEMPLATES, Block
-from tests.data.test_lm_text import byte_level, with_byte_fallback
 from tests.eval import reader
+from tests.tokenizer_fakes import byte_level, with_byte_fallback
 
 TEMPLATE = TEMPLATES["classes"]
 POOL = Pool([reader.NAMES[i % 4] for i in range(400)])

@@ -43,7 +43,7 @@ from mmx.models.spae.in_context.segments import (
 from mmx.nn.causal_lm import Architecture, CausalLM
 from mmx.nn.rope import Rope
 from mmx.ops.pyramid import Pyramid
-from tests.data.test_lm_text import byte_level, with_byte_fallback
+from tests.tokenizer_fakes import byte_level, with_byte_fallback
 
 KEY = base_key(3)
 RNG = np.random.default_rng(0)
