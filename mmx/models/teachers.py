@@ -8,6 +8,7 @@ Legend: B batch, V words, P prompts, E width of the teacher's space, H W pixels.
 
 import functools
 import json
+import math
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -28,8 +29,8 @@ from mmx.train.sharding import make_mesh, place, replicated
 
 # Widths of the encoders that may guide. The one that judges words (wordllama) is none of them.
 GUIDES = {"minilm": 384}
-_AT_ONCE = 2048  # ours: texts from one line of progress to the next, at the least
-_LINES = 10  # ours: of a log
+_AT_ONCE = 2048  # ours: texts embedded at once; as many or fewer in all show no progress
+_LINES = 10  # ours: of a log, at most
 _FEATURES, _CAPTIONS = "features.safetensors", "captions.json"
 
 
@@ -213,12 +214,17 @@ def word_features(embed, strings: list[str], prompts: tuple[str, ...], what: str
       what: they are, for the line of progress, which only long work has.
 
     Raises:
-      UserError: a prompt without a place for the word, or none.
+      UserError: a prompt without a place for the word, or none; no strings.
     """
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise UserError(f"config.guidance.prompts={tuple(prompts)}: each needs {{}} for the word")
+    if not strings:
+        raise UserError(
+            f"config.guidance.teacher: it has no {what} to read; look at config.words and "
+            "config.data.split"
+        )
     total = len(strings) * len(prompts)
-    every = _AT_ONCE * max(1, total // _AT_ONCE // _LINES)
+    every = _AT_ONCE * math.ceil(total / (_AT_ONCE * _LINES))
     long = total > _AT_ONCE and jax.process_index() == 0
     progress = Progress(total, f"embed {what} in prompts", every=every, enabled=long)
     parts, done = [], 0

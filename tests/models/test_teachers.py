@@ -36,6 +36,8 @@ def test_a_words_features_are_the_mean_over_its_prompts_at_unit_length():
     for bad in ((), ("a word",)):
         with pytest.raises(UserError, match=r"config.guidance.prompts"):
             teachers.word_features(embed, ["dog"], bad, "words")
+    with pytest.raises(UserError, match=r"config.guidance.teacher: it has no captions to read"):
+        teachers.word_features(embed, [], ("a {}",), "captions")
 
 
 def by_letters(texts):
@@ -56,6 +58,10 @@ def test_a_long_vocabulary_tells_how_far_it_is(monkeypatch, capsys):
     done = [line.removeprefix("embed words in prompts ").split(" eta ")[0] for line in lines]
     assert done == ["2/10", "4/10", "6/10", "8/10", "10/10"]
     assert lines[-1].endswith("eta 0:00")
+    # Never more than ten lines, the last one by fewer texts: here every fourth of 38.
+    teachers.word_features(by_letters, [*"abcdefghijklmnopqrs"], prompts, "words")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[-1].startswith("embed words in prompts 38/38")
 
 
 class Letters:
