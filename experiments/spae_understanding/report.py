@@ -1,0 +1,79 @@
+"""table.md: accuracies of all studies, beside their controls, and by the number of words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MEAN = "mean of seven"
+_COLUMNS = (  # of the first table: (title, reading, rule)
+    ("words", "words", "sum"),
+    ("words, by mean", "words", "mean"),
+    ("words dealt anew", "shuffled", "sum"),
+    ("single layer", "baseline", "sum"),
+    ("words, no LM", "words", "overlap"),
+    ("single layer, no LM", "baseline", "overlap"),
+)
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown.
+
+    Args:
+      found: study -> {"title", "results": of `mmx fewshot`, or None where it is not done}.
+    """
+    done = {name: study for name, study in found.items() if study["results"]}
+    left = [study["title"] for study in found.values() if not study["results"]]
+    lines = [f"**Unfinished: {'; '.join(left)}.**", ""] if left else []
+    lines += ["**Accuracy, mean of the seven columns**", ""]
+    head = ["study", "queries", "words an image", "chance", *(title for title, *_ in _COLUMNS)]
+    lines += [_row(head), _row(["---"] * len(head))]
+    for study in done.values():
+        of = study["results"]
+        cells = [_score(of, reading, of["words"], MEAN, rule) for _, reading, rule in _COLUMNS]
+        chance = f"{of['chance']:.2f}"
+        lines.append(_row([study["title"], of["queries"], of["words"], chance, *cells]))
+    lines += ["", "**Words less a control, mean of the seven columns**", ""]
+    head = ["study", "less words dealt anew", "less single layer", "no LM: less single layer"]
+    lines += [_row(head), _row(["---"] * len(head))]
+    for study in done.values():
+        of = study["results"]
+        pairs = (("shuffled", "sum"), ("baseline", "sum"), ("baseline", "overlap"))
+        lines.append(_row([study["title"], *(_less(of, *pair) for pair in pairs)]))
+    lines += ["", "**Accuracy by words an image, one example of a class with the list of answers**"]
+    for study in done.values():
+        of = study["results"]
+        budgets = sorted({s["budget"] for s in of["scores"]})
+        if len(budgets) > 1:
+            lines += ["", *_by_budget(study["title"], of, budgets)]
+    return "\n".join(lines) + "\n"
+
+
+def _by_budget(title: str, of: Mapping, budgets: Sequence[int]) -> list[str]:
+    lines = [_row([title, *budgets]), _row(["---"] * (1 + len(budgets)))]
+    few = "1 shot"
+    for told, reading, rule in _COLUMNS:
+        cells = [_score(of, reading, budget, few, rule) for budget in budgets]
+        if cells != ["-"] * len(cells):
+            lines.append(_row([told, *cells]))
+    return lines
+
+
+def _score(of: Mapping, reading: str, budget: int, column: str, rule: str) -> str:
+    """ "value [low, high]", or "-" where nothing is known."""
+    wanted = {"reading": reading, "budget": budget, "column": column, "rule": rule}
+    return _spell(of["scores"], wanted, ".2f")
+
+
+def _less(of: Mapping, reading: str, rule: str) -> str:
+    wanted = {"reading": reading, "budget": of["words"], "column": MEAN, "rule": rule}
+    return _spell(of["differences"], wanted, "+.2f")
+
+
+def _spell(scores: Sequence[Mapping], wanted: Mapping, form: str) -> str:
+    for score in scores:
+        if wanted.items() <= score.items():
+            return f"{score['value']:{form}} [{score['low']:{form}}, {score['high']:{form}}]"
+    return "-"
+
+
+def _row(cells: Sequence) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
