@@ -26,7 +26,8 @@ from mmx.nn.cache import Cache, write
 from mmx.nn.causal_lm import Architecture, CausalLM
 
 Ids = Sequence[int] | np.ndarray
-_LEAST = 16  # ours: the shortest length that is compiled
+_LEAST = 16  # ours: the shortest length of prompts that is compiled
+_FEW = 4  # ours: and of what follows a prompt that others share: a few words, an answer
 
 
 class Sampling(NamedTuple):
@@ -121,13 +122,13 @@ class FrozenLM:
         start_ids, group = shared_starts(prompts)
         start_GT, start_G = self._rows(start_ids)
         tail_BR, tail_B = self._rows(
-            [p[len(start_ids[g]) : -1] for p, g in zip(prompts, group, strict=True)]
+            [p[len(start_ids[g]) : -1] for p, g in zip(prompts, group, strict=True)], _FEW
         )
         group_B = np.resize(np.array(group, np.int32), len(tail_BR))
         # Each candidate is read behind the prompt's last token, and all at once as texts of one
         # row that do not read one another.
         total = [sum(len(c) for c in row) for row in candidates]
-        shape = (len(tail_BR), bucket(max(total, default=0), _LEAST))
+        shape = (len(tail_BR), bucket(max(total, default=0), _FEW))
         ids_BS, target_BS, offset_BS = (np.zeros(shape, np.int32) for _ in range(3))
         document_BS = np.full(shape, -1, np.int32)
         for b, row in enumerate(candidates):
@@ -216,13 +217,13 @@ class FrozenLM:
                 f"{self.arch.context}; shorten it"
             )
 
-    def _rows(self, some: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, some: Sequence[Ids], least: int = _LEAST) -> tuple[np.ndarray, np.ndarray]:
         """int32 [B, T] padded with 0 behind, and each length; B may be more than there are."""
         ways = 1
         if self.mesh is not None:  # rows are spread over these axes
             ways = self.mesh.size // self.mesh.shape["tensor"]
         rows = -(-len(some) // ways) * ways
-        ids_BT = np.zeros((rows, bucket(max(map(len, some)), _LEAST)), np.int32)
+        ids_BT = np.zeros((rows, bucket(max(map(len, some)), least)), np.int32)
         filled = [*some, *[some[0]] * (rows - len(some))]
         for row, ids in zip(ids_BT, filled):
             row[: len(ids)] = ids

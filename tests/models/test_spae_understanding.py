@@ -9,7 +9,7 @@ from mmx.cli import fewshot
 
 report, run = studies.load("spae_understanding", "report", "run")
 ARGS = argparse.Namespace(
-    run="runs/a", baseline="runs/b", episodes=7, lm="some/lm", data_dir="data", out=Path("out")
+    run="runs/a", baseline="runs/b", lm="some/lm", data_dir="data", out=Path("out")
 )
 
 
@@ -24,7 +24,7 @@ def parsed(name):
 def test_each_study_is_a_command():
     by_name = {name: parsed(name) for name in run.STUDIES}
     for name, args in by_name.items():
-        assert (args.run_dir, args.episodes, args.lm) == ("runs/a", 7, "some/lm")
+        assert (args.run_dir, args.lm, args.data_dir) == ("runs/a", "some/lm", "data")
         assert args.out == f"out/{name}" and args.ways == int(name[-1])
         assert args.baseline == (None if args.ask else "runs/b")
     assert {args.ask for args in by_name.values()} == {None, "colour", "kind", "count", "relation"}
