@@ -4,11 +4,11 @@
     mmx train --config spae/openmoji32 --workdir runs/spae
     python experiments/spae_generation/run.py runs/spae
 
-Writes results.json, table.md and generation.png beside this file or into ``--out``, in ten minutes
+Writes results.json, table.md and generation.png into ``--out`` or beside the words, in ten minutes
 of one core or less. What was written is kept after every segment, a folder of ``--workdir`` for
 each language model: the same command goes on where it stopped, and ``--images 8`` adds seven to the
-first.
-``--tiny`` does the first task alone with two examples, and writes into the workdir.
+first. A run of videos has tasks of its own.
+``--tiny`` does one task alone with two examples.
 """
 
 from mmx.cli.backend import before_jax, start_jax
@@ -17,12 +17,14 @@ before_jax()
 
 import argparse  # noqa: E402
 import dataclasses  # noqa: E402
+import functools  # noqa: E402
 import json  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import report  # noqa: E402
-from study import Study  # noqa: E402
+from study import Study, folder_of  # noqa: E402
 
 from mmx.cli.arguments import check_writable  # noqa: E402
 from mmx.cli.run import load_run  # noqa: E402
@@ -31,18 +33,35 @@ from mmx.data.source import open_source  # noqa: E402
 from mmx.eval.png import save_picture  # noqa: E402
 from mmx.models import registry  # noqa: E402
 from mmx.models.language_model import FrozenLM  # noqa: E402
-from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, Picture, tasks_of  # noqa: E402
+from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, tasks_of  # noqa: E402
 from mmx.models.spae.in_context.noise import SCHEDULES, falling  # noqa: E402
 from mmx.models.spae.in_context.prompts import Prompter  # noqa: E402
 from mmx.models.spae.in_context.segments import Window  # noqa: E402
 from mmx.pretrained.causal_lm import load_causal_lm  # noqa: E402
 from mmx.pretrained.lm_packages import open_lm  # noqa: E402
 from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
+from mmx.pretrained.tensors import fingerprint  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
 WINDOW = Window(upper=1, lookback=8)
-KEPT_LAYERS = 3  # without noise: V2L's 21 global words
-POOL = 2000  # ours: others among which examples are chosen
+KEPT_LAYERS = 3  # without noise: of images V2L's 21 global words, of videos 37
+
+
+class Stored:
+    """A `Picture` of a data set, read when it is looked at."""
+
+    def __init__(self, caption: str, read: Callable[[], np.ndarray]):
+        self.caption, self._read = caption, read
+
+    @functools.cached_property
+    def image(self) -> np.ndarray:
+        return self._read()
+
+
+def pictures(source, plain: Callable[[dict], np.ndarray], seed: int) -> list[Stored]:
+    """All of a split, in an order of the seed."""
+    captions = [example["text"] for example in source.outlines()]
+    order = np.random.default_rng(seed).permutation(len(captions)).tolist()
+    return [Stored(captions[i], lambda i=i: plain(source[i])) for i in order]
 
 
 def open_study(args: argparse.Namespace) -> Study:
@@ -55,19 +74,17 @@ def open_study(args: argparse.Namespace) -> Study:
     task.vocabulary.check_lm(tokenizer)
     data = run.config.data
     held_out, seen = (open_source(data.source, s, data_dir or None) for s in ("test", "train"))
-    shuffled = lambda source: np.random.default_rng(args.seed).permutation(len(source)).tolist()
-    numbers = shuffled(held_out)[: args.images]
-    picture = lambda example: Picture(example["text"], task.plain(example))
     weights = run.params, run.extra, run.frozen
     return Study(
         lm=FrozenLM(*load_causal_lm(repository)),
         prompter=Prompter(tokenizer, task.vocabulary, task.pyramid, WINDOW),
         to_words=lambda images: np.asarray(task.to_words(run.mesh)(*weights, images)),
         from_words=lambda words: np.asarray(task.from_words(run.mesh)(*weights, words)),
-        pictures=[picture(held_out[i]) for i in numbers],
-        pool=[picture(seen[i]) for i in shuffled(seen)[:POOL]],
+        pictures=pictures(held_out, task.plain, args.seed)[: args.images],
+        pool=pictures(seen, task.plain, args.seed),
         settings={
             "run": run.dir.path.name, "step": run.step, "lm": args.lm, "seed": args.seed,
+            "lm_weights": fingerprint(repository),
             "vocabulary": task.vocabulary.hash, "words": len(task.vocabulary),
             "sides": list(task.pyramid.sides), "supports": args.supports,
             "block": args.block, "ratios": list(falling(SCHEDULES[args.noise], args.supports)),
@@ -104,7 +121,7 @@ def main() -> None:
         "--lm", default="smollm2-135m-instruct", help="prepared, a folder or a hub id"
     )
     parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
-    parser.add_argument("--out", type=Path, help="of results (default: beside this script)")
+    parser.add_argument("--out", type=Path, help="of results (default: in the workdir)")
     parser.add_argument("--data_dir", default="", help="where data sets and models are")
     parser.add_argument("--tasks", nargs="*", choices=TASKS | VIDEO_TASKS, metavar="TASK")
     parser.add_argument("--images", type=int, default=1, help="of each task")
@@ -116,10 +133,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="one task, in seconds")
     args = parser.parse_args()
     if args.tiny:
-        args.tasks, args.images, args.supports = args.tasks or ["class"], 1, 2
+        args.tasks, args.images, args.supports = (args.tasks or ["class"])[:1], 1, 2
     start_jax()
     workdir = Path(args.workdir)
-    out = args.out or (workdir if args.tiny else HERE)
+    out = args.out or folder_of(workdir, args.lm)
     try:
         results = do_all(open_study(args), args.tasks, workdir, out)
     except UserError as error:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from report import Row, text_tile
 
 from mmx.core import rng as rngs
 from mmx.core import storage
-from mmx.core.errors import UserError
 from mmx.core.progress import Progress
+from mmx.eval.episodes import check_recipe
 from mmx.eval.images import to_uint8
 from mmx.models.spae.in_context.conditions import Picture, tasks_of
 from mmx.models.spae.in_context.drawing import draw
@@ -28,6 +27,13 @@ from mmx.models.spae.in_context.requests import pose
 from mmx.models.spae.in_context.segments import Segment, segment_plan
 from mmx.models.spae.report import shown
 from mmx.ops.pyramid import Pyramid
+
+_TOGETHER = 8  # ours: the most pictures that are written at once
+
+
+def folder_of(workdir: Path, lm: str) -> Path:
+    """Of the words that a language model, told by name, path or hub id, writes."""
+    return workdir / lm.strip("/").replace("/", "_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Study:
     def do(self, name: str, workdir: Path) -> tuple[dict, Row]:
         """A task, from where it stopped: (its part of results.json, its row of the figure)."""
         of = self.settings
-        folder = workdir / re.sub(r"[^\w-]+", "_", of["lm"])  # a name, a path or a hub id
+        folder = folder_of(workdir, of["lm"])
         task_of = tasks_of(self.pyramid)[name]
         make = task_of.make
         episodes = [make(p, self.pool, of["supports"], self.pyramid.shape) for p in self.pictures]
@@ -113,7 +119,7 @@ class Study:
 
     def _drawn(self, files, requests, plan, key) -> tuple[list[np.ndarray], float]:
         """(of each picture int32 [requests, T], CPU-seconds of all). A file a picture has its words
-        after every segment; those that are equally far are written together.
+        after every segment; neighbours that are equally far are written together.
 
         Raises:
           UserError: a file has words of other settings.
@@ -122,9 +128,10 @@ class Study:
         told = f"{files[0].stem[:-2]}, {len(files)} pictures"
         progress = Progress(len(plan) * len(files), told, every=1)
         numbers = range(len(files))
-        for done, together in itertools.groupby(numbers, lambda i: kept[i]["done"]):
-            together = list(together)
-            self._write(files, requests, plan, key, kept, done, together, progress)
+        for (done, _), some in itertools.groupby(
+            numbers, lambda i: (kept[i]["done"], i // _TOGETHER)
+        ):
+            self._write(files, requests, plan, key, kept, done, [*some], progress)
         progress.close()
         return [np.array(k["words"], np.int32) for k in kept], sum(k["cpu_seconds"] for k in kept)
 
@@ -135,10 +142,7 @@ class Study:
             words = [request.known_T.tolist() for request in requests]
             return dict(settings=of, done=0, words=words, cpu_seconds=0.0)
         kept = json.loads(file.read_text())
-        if kept["settings"] != of:
-            raise UserError(
-                f"{file}: words of other settings or another run; give another --workdir"
-            )
+        check_recipe(storage.path(file), kept["settings"], of, "--workdir")
         return kept
 
     def _write(self, files, requests, plan, key, kept, done, together, progress) -> None:

@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEAN = "mean of seven"
+from mmx.core.errors import UserError
+from mmx.eval.fewshot import FEW
+from mmx.eval.fewshot_scores import MEAN
+
+_ALIKE = ("run", "baseline", "lm", "lm_weights", "seed")  # of all studies of one table
 _COLUMNS = (  # of the first table: (title, reading, rule)
     ("words", "words", "sum"),
     ("words, by mean", "words", "mean"),
@@ -12,6 +16,23 @@ _COLUMNS = (  # of the first table: (title, reading, rule)
     ("words, no LM", "words", "overlap"),
     ("single layer, no LM", "baseline", "overlap"),
 )
+
+
+def check_alike(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError: two studies are of other runs, or asked another model; names the first."""
+    known: dict[str, tuple[str, Any]] = {}
+    for name, study in found.items():
+        recipe = study["results"]["recipe"] if study["results"] else {}
+        for field in _ALIKE:
+            value = recipe.get(field)
+            if value is None:  # not done, or without a baseline
+                continue
+            first, wanted = known.setdefault(field, (name, value))
+            if value != wanted:
+                raise UserError(
+                    f"{name} has {field}={value}, {first} has {wanted}: one table is of one; name "
+                    "another --workdir"
+                )
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -23,6 +44,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     done = {name: study for name, study in found.items() if study["results"]}
     left = [study["title"] for study in found.values() if not study["results"]]
     lines = [f"**Unfinished: {'; '.join(left)}.**", ""] if left else []
+    if done:
+        lines += [_told([study["results"]["recipe"] for study in done.values()]), ""]
     lines += ["**Accuracy, mean of the seven columns**", ""]
     head = ["study", "queries", "words an image", "chance", *(title for title, *_ in _COLUMNS)]
     lines += [_row(head), _row(["---"] * len(head))]
@@ -47,11 +70,20 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _told(recipes: Sequence[Mapping]) -> str:
+    """Who was asked, by whose words; which queries were trained on."""
+    first = recipes[0]
+    baselines = [r["baseline"] for r in recipes if r["baseline"]]
+    told = f"{first['lm']} reads words of {first['run']}"
+    told += f"; single layer: {baselines[0]}" if baselines else ""
+    seen = {split for r in recipes for splits in r["trained_on"].values() for split in splits}
+    return f"{told}. Trained on of what is asked: {', '.join(sorted(seen)) or 'nothing'}."
+
+
 def _by_budget(title: str, of: Mapping, budgets: Sequence[int]) -> list[str]:
     lines = [_row([title, *budgets]), _row(["---"] * (1 + len(budgets)))]
-    few = "1 shot"
     for told, reading, rule in _COLUMNS:
-        cells = [_score(of, reading, budget, few, rule) for budget in budgets]
+        cells = [_score(of, reading, budget, str(FEW), rule) for budget in budgets]
         if cells != ["-"] * len(cells):
             lines.append(_row([told, *cells]))
     return lines

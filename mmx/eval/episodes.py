@@ -217,13 +217,19 @@ def keep(file: Path, recipe: Mapping[str, Any], episodes: Sequence[Episode]) -> 
     return found
 
 
-def check_recipe(file: Path, there: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raises UserError: what a file was made by is not what is wanted; names what differs."""
+def check_recipe(
+    file: Path, there: Mapping[str, Any], recipe: Mapping[str, Any], flag: str = "--out"
+) -> None:
+    """Raises UserError: what a file was made by is not what is wanted; names what differs.
+
+    Args:
+      flag: that says where the file lies.
+    """
     for field in {**there, **recipe}:
         if there.get(field) != recipe.get(field):
             raise UserError(
                 f"{file}: made with {field}={there.get(field)}, not {recipe.get(field)}; name "
-                "another --out"
+                f"another {flag}"
             )
 
 

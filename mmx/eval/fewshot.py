@@ -34,7 +34,7 @@ from mmx.eval.prompts import Block, Template, answer_ids, prompt
 RULES = ("sum", "mean")
 FEW = Column(True, 1, 0)  # at which token budgets are compared
 _EPISODES = 8  # ours: the most that are asked at once, and kept at once
-_TOKENS = 4096  # ours: of the prompts that the model reads at once, each padded to the longest
+_TOKENS = 4096  # ours: of the prompts that the model keeps at once, each as long as the longest
 
 # (role, image) -> words; the role is "shown" or "asked", as the two may be of different data sets.
 Words = Mapping[tuple[str, int], np.ndarray]
@@ -289,7 +289,8 @@ def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> int:
 def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
     """Of each question, the scores of its candidates: as many prompts at once as `_TOKENS` hold.
 
-    In their order, so that an episode's questions, which begin alike, are read together.
+    In their order: an episode's questions begin alike, and the model reads what neighbours share
+    once.
     """
     out: list[Sequence] = []
     for some in _batches(asked):
@@ -299,7 +300,7 @@ def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
 
 def _batches(asked: Sequence[Question]) -> Iterator[list[Question]]:
     batch: list[Question] = []
-    longest = 0  # says how long the others are padded
+    longest = 0
     for question in asked:
         longest = max(longest, len(question.prompt))
         if batch and (len(batch) + 1) * longest > _TOKENS:

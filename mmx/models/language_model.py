@@ -124,7 +124,8 @@ class FrozenLM:
         tail_BR, tail_B = self._rows(
             [p[len(start_ids[g]) : -1] for p, g in zip(prompts, group, strict=True)], _FEW
         )
-        group_B = np.resize(np.array(group, np.int32), len(tail_BR))
+        more = [group[0]] * (len(tail_BR) - len(group))  # rows that fill up are the first one again
+        group_B = np.array([*group, *more], np.int32)
         # Each candidate is read behind the prompt's last token, and all at once as texts of one
         # row that do not read one another.
         total = [sum(len(c) for c in row) for row in candidates]
@@ -238,8 +239,8 @@ class FrozenLM:
 def shared_starts(prompts: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
     """What prompts that follow each other begin with together.
 
-    Those that share at least a half with all of a group join it; the last id of a prompt is never
-    shared.
+    A prompt joins the group before it where at least half of itself and of what the group shared
+    stay shared; the last id of a prompt never is.
 
     Returns:
       (the start of each group, the number of each prompt's group).
@@ -250,7 +251,7 @@ def shared_starts(prompts: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
         body = [int(i) for i in prompt[:-1]]
         pairs = zip(starts[-1], body) if starts else ()
         common = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
-        if 2 * len(common) < len(prompt):
+        if not starts or 2 * len(common) < max(len(prompt), len(starts[-1])):
             starts.append(body)
         else:
             starts[-1] = common

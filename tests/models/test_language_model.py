@@ -92,6 +92,12 @@ def test_questions_that_begin_alike_are_scored_as_if_alone():
         np.testing.assert_allclose([score.sum for score in got], wanted, atol=1e-4)
 
 
+def test_a_short_prompt_does_not_take_the_start_of_a_group_away():
+    start, one = [*range(20)], [1, 2]
+    starts, group = language_model.shared_starts([start + one, [*start, 3], start[:4] + one])
+    assert group == [0, 0, 1] and starts == [start, [*start[:4], 1]]
+
+
 def test_next_logits_are_of_the_last_token():
     logits = lm().next_logits(PROMPTS)
     for row, prompt in zip(logits, PROMPTS):
@@ -181,6 +187,11 @@ def test_weights_that_lie_on_a_mesh_write_the_same():
     for a, b in zip(sharded.generate(three, 2, KEY), lm().generate(PROMPTS, 2, KEY)):
         np.testing.assert_array_equal(a.ids, b.ids)
         np.testing.assert_allclose(a.log_prob, b.log_prob, atol=1e-4)
+    # Two of one start and one of another, on four devices.
+    three, candidates = [[*PROMPTS[3], 1], [*PROMPTS[3], 2, 3], PROMPTS[1]], [[[5], [6, 7]]] * 3
+    sums = lambda rows: [[score.sum for score in row] for row in rows]
+    wanted = sums(lm().score(three, candidates))
+    np.testing.assert_allclose(sums(sharded.score(three, candidates)), wanted, atol=1e-4)
 
 
 def test_the_table_is_the_rows_of_the_vocabulary():
@@ -217,3 +228,8 @@ def test_positions_of_a_table_end_where_it_ends():
     run = jax.jit(CausalLM(arch).apply)
     whole = run({"params": net.params}, np.arange(18)[None])[0, -1]
     np.testing.assert_allclose(net.next_logits([np.arange(18)])[0], whole, atol=1e-4)
+    # To the table's last place, of a shared start, of its two tails the longer one.
+    log_probs = jax.nn.log_softmax(run({"params": net.params}, np.arange(20)[None])[0])
+    longer, shorter = net.score([np.arange(18), np.arange(15)], [[[18, 19]], [[15]]])
+    np.testing.assert_allclose(longer[0].sum, log_probs[17, 18] + log_probs[18, 19], atol=1e-4)
+    np.testing.assert_allclose(shorter[0].sum, log_probs[14, 15], atol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mmx.core.errors import UserError
 from mmx.eval.images import psnr
 from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, Picture
 from mmx.ops.pyramid import Pyramid
+from mmx.train.sharding import make_mesh
 
 report, run, scoring, study = studies.load("spae_generation", "report", "run", "scoring", "study")
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
@@ -96,8 +98,8 @@ def test_a_study_that_was_stopped_goes_on(tmp_path):
     of(rest).do("class", tmp_path / "parts")
     assert rest.calls == lm.calls - 3
     retrained = dataclasses.replace(of(rest), to_words=lambda images: 49 - to_words(images))
-    for other in (of(rest, block=9), retrained):
-        with pytest.raises(UserError, match="other settings"):
+    for other, field in ((of(rest, block=9), "block=8, not 9"), (retrained, "prompts=")):
+        with pytest.raises(UserError, match=f"made with {field}.*name another --workdir"):
             other.do("class", tmp_path / "parts")
 
 
@@ -147,7 +149,7 @@ def test_one_workdir_serves_several_language_models(tmp_path, monkeypatch):
     assert first != second
     calls = [lm.calls for lm in lms.values()]
     assert ask("a/b.c", tmp_path / "again") == first and [lm.calls for lm in lms.values()] == calls
-    assert {p.name for p in (tmp_path / "work").iterdir()} == {"a_b_c", "other"}
+    assert {p.name for p in (tmp_path / "work").iterdir()} == {"a_b.c", "other"}
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         ask("other", tmp_path / "file")
@@ -158,6 +160,62 @@ def test_the_readme_has_the_table_of_its_results():
     results = json.loads((folder / "results.json").read_text())
     assert (folder / "table.md").read_text() == report.table(results)
     assert report.table(results).strip() in (folder / "README.md").read_text()
+
+
+class Stored:
+    """A split of random videos that counts how many are read."""
+
+    info = SimpleNamespace(attribution="nobody")
+
+    def __init__(self, count, shape):
+        self.count, self.shape, self.read = count, shape, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        image = np.random.default_rng(i).integers(0, 256, self.shape, np.uint8)
+        return {"text": f"cat {i % 7}", "image": image}
+
+    def outlines(self):
+        return iter([{"text": f"cat {i % 7}"} for i in range(self.count)])
+
+
+def test_a_study_of_a_run_of_videos(build, tmp_path, monkeypatch):
+    """All captions are looked at and the nearest chosen; of the others no video is read."""
+    small = {"model.channels": 8, "data.image_size": 8, "data.frames": 4, "model.time": (2,),
+             "pyramid.sides": (1, 2, 2), "pyramid.frames": (1, 1, 2),
+             "guidance.thresholds": (0.9,)}  # fmt: skip
+    task = build.spae("spae/moving32:tiny", small)
+    params, extra = build.params(task)
+    opened = SimpleNamespace(
+        config=task.config, task=task, params=params, extra=extra, frozen=task._frozen_host(),
+        mesh=make_mesh(dict(slice=1, data=-1, fsdp=1, tensor=1)), step=3,
+        dir=SimpleNamespace(path=Path("runs/videos")),
+    )  # fmt: skip
+    splits = {"test": Stored(5, (4, 8, 8, 3)), "train": Stored(900, (4, 8, 8, 3))}
+    tokenizer = word_fakes.Tokens()
+    tokenizer.vocab_hash, tokenizer.encode = task.vocabulary.lm_hash, lambda text: [61]
+    for name, fake in {
+        "load_run": lambda spec: opened,
+        "open_source": lambda name, split, data_dir: splits[split],
+        "open_lm": lambda name, data_dir: None,
+        "load_tokenizer": lambda repository: tokenizer,
+        "load_causal_lm": lambda repository: (),
+        "FrozenLM": lambda: Oracle(lambda n, prompt, k: task.vocabulary.lm_ids([3] * k), 48),
+        "fingerprint": lambda repository: "weights",
+    }.items():
+        monkeypatch.setattr(run, name, fake)
+    monkeypatch.setattr(run, "start_jax", lambda: None)
+    flags = f"runs/videos --tasks class --supports 3 --images 1 --workdir {tmp_path}"
+    monkeypatch.setattr("sys.argv", ["run.py", *flags.split()])
+    run.main()
+    results = json.loads((tmp_path / "smollm2-135m-instruct/results.json").read_text())
+    assert results["settings"]["lm_weights"] == "weights"
+    assert [len(splits[name].read) for name in ("test", "train")] == [1, 3]
+    own = results["tasks"]["class"]["pictures"][0]["caption"]
+    assert {f"cat {i % 7}" for i in splits["train"].read} == {own}
 
 
 def test_a_video_is_continued(tmp_path):

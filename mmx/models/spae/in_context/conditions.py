@@ -106,7 +106,7 @@ def _moved(supports: Sequence[Example]) -> list[np.ndarray]:
 def _class(own: Picture, pool: Sequence[Picture], count: int, shape: Shape) -> Episode:
     near = nearest_captions(own.caption, pool, count)
     supports = [Example(picture.caption, picture.image) for picture in _others(near, count)]
-    return Episode(supports, Example(*own), _moved(supports), _everywhere(shape))
+    return Episode(supports, Example(own.caption, own.image), _moved(supports), _everywhere(shape))
 
 
 def _between(
