@@ -24,8 +24,8 @@ def get_config(arg=""):
     c = ConfigDict()
     c.family = "spae"
     c.seed = 0
-    c.steps = 20 if tiny else 2000
-    c.batch_size = 4 if tiny else 16
+    c.steps = 20 if tiny else 1000
+    c.batch_size = 4 if tiny else 8
     c.dtype = "float32"
 
     c.data = dict(

@@ -99,3 +99,12 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         return x
     spec = spec_for("activation", x.shape, names, dict(mesh.shape))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def compiled_for() -> str:
+    """Platform of the mesh that is set, "cpu", "gpu" or "tpu"; without a mesh, JAX's own.
+
+    Preflight's mesh is of TPUs that nobody has here.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()

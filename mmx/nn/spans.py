@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mmx.core.partition import compiled_for
 from mmx.nn.flash import attend_flash
 from mmx.nn.splash import attend_splash
 
@@ -48,9 +49,8 @@ def attend_spans(
 
 
 def _fastest(dtype) -> str:
-    """For the devices that are compiled for: preflight's mesh is of TPUs that nobody has here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device else jax.default_backend()
+    """For the devices that are compiled for."""
+    platform = compiled_for()
     if platform == "gpu" and dtype.itemsize > 2:
         # In float32 flash equals it there too, and takes 4 to 22 times as long: its products are
         # in full, those of "dense" in TF32 (experiments/throughput/README.md).

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mmx.core.errors import UserError
+from mmx.nn import conv
 from mmx.nn.autoencoder import Decoder, Encoder, make_networks
 from mmx.nn.conv import Conv, fewer_frames, inflate, more_frames
 from mmx.train import start
@@ -46,6 +47,25 @@ def test_a_window_of_a_video_is_as_long_as_it_is_high():
         window = padded[t : t + 3, i : i + 3, j : j + 3]
         expected[t, i, j] = np.einsum("tyxc,tyxcd->d", window, params["kernel"])
     np.testing.assert_allclose(net.apply({"params": params}, x)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_frames_as_channels_are_the_convolution_of_three_axes(size, monkeypatch):
+    """What runs on a CPU, beside what runs elsewhere: values and gradients."""
+    x, weights = normal(2, 4, 3, 5, 2), normal(2, 4, 3, 5, 4)
+    net = Conv(4, size)
+    params = fresh(net, x)
+
+    def run(platform, axes):
+        monkeypatch.setattr(conv, "compiled_for", lambda: platform)
+        equations = jax.make_jaxpr(net.apply)({"params": params}, x).eqns
+        windows = [e.params["window_strides"] for e in equations if "conv" in e.primitive.name]
+        assert windows == [(1,) * axes]
+        loss = lambda params, x: (net.apply({"params": params}, x) * weights).sum()
+        return net.apply({"params": params}, x), *jax.tree.leaves(jax.grad(loss, (0, 1))(params, x))
+
+    for one, other in zip(run("cpu", 2), run("tpu", 3), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("of", NETWORKS)
