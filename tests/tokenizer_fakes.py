@@ -1,16 +1,18 @@
-"""Tokenizers of language models, trained or written down here: tokenizer.json as text."""
+"""Tokenizers of language models, trained or written down here."""
 
 import functools
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mmx.data.lm_text import LmTokenizer
+
 TEXTS = ["Input: red dog\nOutput: dog", "Output: a cat and 12 dogs", "the red cat, the dog"] * 3
 
 
 @functools.cache
 def byte_level():
-    """As GPT-2's, Llama 3's and Qwen's are: here with a start as Llama 3 has."""
+    """As GPT-2's, Llama 3's and Qwen's are: here with a start as Llama 3 has. tokenizer.json."""
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -29,7 +31,8 @@ def byte_level():
 
 @functools.cache
 def with_byte_fallback():
-    """As Llama 2's and Gemma's are: spaces are U+2581, and what is in no token is bytes."""
+    """As Llama 2's and Gemma's are: spaces are U+2581, and what is in no token is bytes.
+    tokenizer.json."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
     tokens += ["▁", "d", "o", "g", "a", "do", "dog", "▁dog", "▁a"]
     merges = [("d", "o"), ("do", "g"), ("▁", "dog"), ("▁", "a")]
@@ -42,3 +45,56 @@ def with_byte_fallback():
     bpe.decoder = decoders.Sequence([*strip, decoders.Strip(" ", 1, 0)])
     bpe.add_special_tokens(["<unk>", "<s>", "</s>"])
     return bpe.to_str()
+
+
+def _in_bytes(text):
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return whole.pre_tokenize_str(text)[0][0]
+
+
+def byte_pairs(texts, joined=(), unmerged=()):
+    """Byte-level, with a token of each text and of what only begins one, the first ones first.
+
+    Args:
+      texts: tokens.
+      joined: pairs of texts that are one token together.
+      unmerged: tokens that no merge makes.
+
+    Returns:
+      A `tokenizers.Tokenizer`.
+    """
+    vocab = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = []
+    for text in texts:
+        token = _in_bytes(text)
+        for end in range(2, len(token) + 1):
+            if token[:end] not in vocab:
+                vocab[token[:end]] = len(vocab)
+                merges.append((token[: end - 1], token[end - 1]))
+    for parts in joined:
+        merges.append(tuple(map(_in_bytes, parts)))
+        vocab["".join(merges[-1])] = len(vocab)
+    for text in unmerged:
+        vocab[_in_bytes(text)] = len(vocab)
+    bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+# The most frequent first.
+TOKENS = (
+    *(" cat", " dog", "dog", " Red", " да", " кот", " हिन्दी", "日", "本", "ha"),
+    *(" 12", " #", " |", "\n"),
+)
+UNREACHABLE = " cow"  # a vocabulary may hold what its merges do not make
+NOT_WORDS = ["<|end|>", "<tool>", "<0x41>"]  # the last spells it, and is no byte
+
+
+@functools.cache
+def of_known_tokens():
+    """An `LmTokenizer` of the tokens above, so that what each filter lets pass is known."""
+    bpe = byte_pairs(TOKENS, [("日", "本"), ("ha", "ha")], [UNREACHABLE])
+    bpe.add_special_tokens(NOT_WORDS[:1])
+    bpe.add_tokens(NOT_WORDS[1:])
+    return LmTokenizer(bpe.to_str())

@@ -50,7 +50,6 @@ def run(args) -> int:
     from mmx.data import word_text
     from mmx.data.image import split_frames
     from mmx.eval.grid import draw_grid
-    from mmx.eval.images import to_uint8
     from mmx.ops.pyramid import unflatten
 
     start_jax()
@@ -59,10 +58,7 @@ def run(args) -> int:
     if frames := config.data.get("frames", 0):
         images = [split_frames(image, frames) for image in images]
     image_u8 = np.stack([task.plain({"image": image}) for image in images])
-    words_BT = task.to_words(opened.mesh)(*weights, image_u8)
-    draw = task.from_words(opened.mesh)
-    ends = task.pyramid.ends
-    recon_PBHWC = np.stack([to_uint8(draw(*weights, words_BT[:, :end])) for end in ends])
+    words_BT, recon_PBHWC = task.depths(opened.mesh, *weights, image_u8)
     sections = []
     for i, file in enumerate(args.images):
         lines = word_text.lines(task.vocabulary, unflatten(task.pyramid, words_BT[i]))
@@ -73,7 +69,7 @@ def run(args) -> int:
             storage.write(storage.path(args.words), "".join(f"{line}\n" for line in lines))
         section = task.pyramid_section(image_u8[i], words_BT[i], recon_PBHWC[:, i], str(file))
         sections.append(section)
-    page = draw_grid(sections, columns=len(ends) + 1)
+    page = draw_grid(sections, columns=len(recon_PBHWC) + 1)
     record = {"run": str(run_dir.path), "step": step, "images": args.images}
     print(drawings.save(out, np.asarray(page), record))
     return 0

@@ -1,57 +1,19 @@
 """Words of a language model: which ids they are, how they are written and found, what is refused.
 
-The tokenizer is byte-level as GPT-2's, with merges that are written down here, so what each filter
-lets pass is known.
+The tokenizer is byte-level as GPT-2's, with merges that are written down, so what each filter lets
+pass is known.
 """
 
-import functools
 import json
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from mmx.core.errors import UserError
 from mmx.data.lm_text import LmTokenizer
 from mmx.data.vocabulary import FILTERS, WORDS, Vocabulary, make_vocabulary, read_words
-from tests.tokenizer_fakes import with_byte_fallback
-
-# The most frequent first; what only begins one of these ("Ġd") is a token too.
-TOKENS = (
-    *(" cat", " dog", "dog", " Red", " да", " кот", " हिन्दी", "日", "本", "ha"),
-    *(" 12", " #", " |", "\n"),
-)
-JOINED = [("日", "本"), ("ha", "ha")]
-UNREACHABLE = " cow"  # without merges: a vocabulary may hold what its merges do not make
-NOT_WORDS = ["<|end|>", "<tool>", "<0x41>"]  # the last spells it, and is no byte
-
-
-def in_bytes(text):
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return whole.pre_tokenize_str(text)[0][0]
-
-
-@functools.cache
-def tokenizer():
-    vocab = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges = []
-    for text in TOKENS:
-        token = in_bytes(text)
-        for end in range(2, len(token) + 1):
-            if token[:end] not in vocab:
-                vocab[token[:end]] = len(vocab)
-                merges.append((token[: end - 1], token[end - 1]))
-    for parts in JOINED:
-        merges.append(tuple(map(in_bytes, parts)))
-        vocab["".join(merges[-1])] = len(vocab)
-    vocab[in_bytes(UNREACHABLE)] = len(vocab)
-    bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens(NOT_WORDS[:1])
-    bpe.add_tokens(NOT_WORDS[1:])
-    return LmTokenizer(bpe.to_str())
+from tests.tokenizer_fakes import UNREACHABLE, with_byte_fallback
+from tests.tokenizer_fakes import of_known_tokens as tokenizer
 
 
 def number_of(text):

@@ -5,33 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
-import tokenizers
 from safetensors.numpy import load_file, save_file
-from tokenizers import decoders, models, pre_tokenizers
 
 from mmx.cli.main import main
 from mmx.core import tree
 from mmx.core.run_dir import RunDir
 from mmx.train.start import read_weights
-from tests.pretrained.test_sentences import GOLDEN, lay_down, llama_tokenizer, table
+from tests.sentence_fakes import lay_encoders
+from tests.tokenizer_fakes import byte_pairs
 
 NAMES = ("red", "dog", "cat", "sun", "face", "woman", "man", "flag", "hand", "green", "blue", "sea")
-
-
-def byte_pairs() -> str:
-    """A byte-level tokenizer that knows these words, each after a space."""
-    vocab = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges = []
-    for name in NAMES:
-        token = f"\u0120{name}"
-        for end in range(2, len(token) + 1):
-            if token[:end] not in vocab:
-                vocab[token[:end]] = len(vocab)
-                merges.append((token[: end - 1], token[end - 1]))
-    bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return bpe.to_str()
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +30,11 @@ def prepared(data_dir, tmp_path_factory):
     (folder / "openmoji").symlink_to(data_dir / "openmoji")
     weights = folder / "weights"
     weights.mkdir()
-    lay_down(GOLDEN, weights / "minilm")
-    for name in ("wordllama", "tiny"):
-        (weights / name).mkdir()
-    save_file({"embedding.weight": table()}, weights / "wordllama/model.safetensors")
-    (weights / "wordllama/tokenizer.json").write_text(llama_tokenizer())
-    text = byte_pairs()
-    (weights / "tiny/tokenizer.json").write_text(text)
-    size = tokenizers.Tokenizer.from_str(text).get_vocab_size()
+    lay_encoders(weights)
+    (weights / "tiny").mkdir()
+    words = byte_pairs([f" {name}" for name in NAMES])
+    (weights / "tiny/tokenizer.json").write_text(words.to_str())
+    size = words.get_vocab_size()
     config = dict(
         model_type="llama", vocab_size=size, hidden_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, intermediate_size=16, hidden_act="silu",

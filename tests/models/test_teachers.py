@@ -19,7 +19,7 @@ from mmx.models.registry import make_task
 from mmx.models.rows import to_float
 from mmx.pretrained.causal_lm import load_embeddings
 from mmx.pretrained.hub import Repository
-from tests.data.test_vocabulary import tokenizer
+from tests.tokenizer_fakes import of_known_tokens as tokenizer
 
 
 def unit(x):

@@ -4,16 +4,13 @@
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
-from tokenizers import models, normalizers, processors
 
 from experiments.parity.lm_weights import lay_down
 from mmx.cli.main import main
@@ -24,8 +21,8 @@ from mmx.pretrained.bert import load_bert, read_architecture
 from mmx.pretrained.hub import Repository
 from mmx.pretrained.sentences import load_sentences
 from mmx.train.sharding import infer_shardings, make_mesh
+from tests.sentence_fakes import GOLDEN, lay_encoders, table
 
-GOLDEN = Path(__file__).parents[1] / "goldens/pretrained/bert"
 TEXTS = json.loads((GOLDEN / "golden.json").read_text())["texts"]
 WANTED = load_file(GOLDEN / "golden.safetensors")
 
@@ -34,28 +31,8 @@ WANTED = load_file(GOLDEN / "golden.safetensors")
 def data_dir(tmp_path_factory):
     """A data directory with both encoders: the golden's BERT, and a table of eight tokens."""
     folder = tmp_path_factory.mktemp("data")
-    lay_down(GOLDEN, folder / "weights/minilm")
-    llama = folder / "weights/wordllama"
-    llama.mkdir()
-    save_file({"embedding.weight": table()}, llama / "model.safetensors")
-    (llama / "tokenizer.json").write_text(llama_tokenizer())
+    lay_encoders(folder / "weights")
     return folder
-
-
-def table():
-    return np.random.default_rng(0).normal(size=(8, 5)).astype(np.float16)
-
-
-def llama_tokenizer():
-    """As Llama 2's: a space before the first word, and a start that only some readers want."""
-    vocab = ["<unk>", "<s>", "▁", "a", "b", "▁a", "▁b", "ab"]
-    merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
-    bpe = tokenizers.Tokenizer(
-        models.BPE({token: n for n, token in enumerate(vocab)}, merges, unk_token="<unk>")
-    )
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return bpe.to_str()
 
 
 @pytest.fixture(scope="module")

@@ -229,6 +229,10 @@ class SpaeTask:
         self._compiled[name, mesh] = run
         return run
 
+    def depths(self, mesh, params, extra, frozen, image_u8) -> tuple[np.ndarray, np.ndarray]:
+        """:func:`mmx.models.spae.report.depths`."""
+        return reports.depths(self, mesh, params, extra, frozen, image_u8)
+
     def pyramid_section(self, image_HWC, words_T, recon_PHWC, title: str):
         """:func:`mmx.models.spae.report.pyramid_section`."""
         return reports.pyramid_section(
