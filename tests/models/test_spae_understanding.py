@@ -51,7 +51,10 @@ RESULTS = {
         score("words", 5, "1 shot", "overlap", 0.8),
         score("shuffled", 5, report.MEAN, "sum", 0.5),
     ],
-    "differences": [score("shuffled", 5, report.MEAN, "sum", 0.2)],
+    "differences": [
+        score("shuffled", 5, report.MEAN, "sum", 0.2),
+        score("shuffled", 5, report.MEAN, "mean", 0.1 + 1e-17),
+    ],
 }  # fmt: skip
 
 
@@ -66,15 +69,23 @@ def test_the_table_by_hand():
         "openmoji/32 train."
     )
     assert (
-        "| One | 14 | 5 | 0.50 | 0.70 [0.60, 0.80] | - | 0.50 [0.40, 0.60] | - | - | - |" in lines
+        "| One | 14 | 5 | 0.50 | 0.70 [0.60, 0.80] | - | 0.50 [0.40, 0.60] | - | - | - | - |"
+        in lines
     )
-    assert "| One | +0.20 [+0.10, +0.30] | - | - |" in lines
+    assert "| One | +0.20 [+0.10, +0.30] | +0.10 [+0.00, +0.20] | - | - | - |" in lines
+    assert any("Of all 2 differences" in line and ", 1 have" in line for line in lines)
     at = lines.index("| One | 5 | 21 |")
     assert lines[at + 2 : at + 4] == [
         "| words | 0.60 [0.50, 0.70] | 0.65 [0.55, 0.75] |",
         "| words, no LM | 0.80 [0.70, 0.90] | - |",
     ]
     assert report.table({"one": found["one"]}).startswith("some/lm reads")
+
+
+def test_the_table_is_of_its_results():
+    folder = Path(report.__file__).resolve().parent
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "table.md").read_text() == report.table(results)
 
 
 @pytest.mark.parametrize("field", ["run", "baseline", "lm", "lm_weights", "seed"])
