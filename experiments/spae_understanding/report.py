@@ -74,8 +74,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     settled = sum(d["low"] > _ROUNDING or d["high"] < -_ROUNDING for d in differences)
     lines += [
         "",
-        f"Of all {len(differences)} differences from the controls, by every column, rule and number "
-        f"of words, {settled} have an interval without 0.",
+        f"Of all {len(differences)} differences from the controls, by every column, rule and "
+        f"number of words, {settled} have an interval without 0.",
     ]
     lines += ["", "**Accuracy by words an image, one example of a class with the list of answers**"]
     for study in done.values():
