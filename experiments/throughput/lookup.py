@@ -12,13 +12,12 @@ Axis letters: B batch, h w latent grid, N targets, V words, Z width, T words of 
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ways as timing
 
 from mmx.ops import pyramid as pyramids
 from mmx.ops.lookup import embed_words
@@ -83,28 +82,10 @@ def compare(shape: dict, rounds: int) -> dict:
         same = (words_BT == found["mmx"]).mean()
         if same < 0.999:  # distances that are equal but for rounding
             raise SystemExit(f"{name}: {same:.2%} of the words are those of mmx")
-    times = {name: {"wall": [], "cpu": []} for name in WAYS}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(call(*args))
-            times[name]["wall"].append(time.perf_counter() - wall)
-            times[name]["cpu"].append(time.process_time() - cpu)
-    ways = {}
-    for name, taken in times.items():
-        ways[name] = {"temporaries_mib": round(memory[name] / 2**20, 1)}
-        for clock, seconds in taken.items():
-            ratios = [a / b for a, b in zip(seconds, times["mmx"][clock])]
-            ways[name] |= {
-                f"{clock}_s": _spread(seconds),
-                f"{clock}_over_mmx": _spread(ratios),
-            }
+    ways = timing.compare({name: lambda c=call: c(*args) for name, call in calls.items()}, rounds)
+    for name, of in ways.items():
+        of["temporaries_mib"] = round(memory[name] / 2**20, 1)
     return {"jax": jax.__version__, "shape": shape, "rounds": rounds, "ways": ways}
-
-
-def _spread(values: list[float]) -> list[float]:
-    """[median, least, most]."""
-    return [round(x, 3) for x in (statistics.median(values), min(values), max(values))]
 
 
 def main() -> None:
@@ -114,15 +95,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="does it all run?")
     args = parser.parse_args()
     result = compare(TINY if args.tiny else SHAPE, args.rounds)
-    print(
-        "| | CPU s | times mmx | wall s | times mmx | temporaries, MiB |\n|---|---|---|---|---|---|"
-    )
-    for name, of in result["ways"].items():
-        cells = [
-            "{:.2f} ({:.2f}-{:.2f})".format(*of[key])
-            for key in ("cpu_s", "cpu_over_mmx", "wall_s", "wall_over_mmx")
-        ]
-        print(f"| {name} | {' | '.join(cells)} | {of['temporaries_mib']} |")
+    print(timing.table(result["ways"], {"temporaries_mib": "temporaries, MiB"}))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -30,8 +30,8 @@ class Conv(nn.Module):
         does (JAX's "SAME" pads right and below alone).
 
     Raises:
-      ValueError: a stride of another window than an odd one from 3 on. (Of the published towers
-        only the ResNet's first convolution strides, by 2 and 3x3.)
+      ValueError: a stride of another window than an odd one from 3 on, or over a video. (Of the
+        published towers only the ResNet's first convolution strides, by 2 and 3x3.)
     """
 
     features: int
@@ -47,6 +47,8 @@ class Conv(nn.Module):
         if self.stride > 1 and (self.size == 1 or self.size % 2 == 0):
             raise ValueError(f"stride {self.stride} needs an odd window from 3 on, not {self.size}")
         axes = x_BHWC.ndim - 2
+        if self.stride > 1 and axes == 3:
+            raise ValueError(f"stride {self.stride}: of images alone, not of videos")
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, (*[None] * axes, *self.names)),
@@ -57,17 +59,18 @@ class Conv(nn.Module):
         if self.size == 1:
             flat = x_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
             y_BHWC = flat.reshape(*x_BHWC.shape[:-1], self.features)
-        elif axes == 3 and self.stride == 1 and compiled_for() == "cpu":
+        elif axes == 3 and compiled_for() == "cpu":
             y_BHWC = convolve_frames(x_BHWC, kernel)
+        elif axes == 3:
+            y_BHWC = convolve_volume(x_BHWC, kernel)
         else:
-            padding = "SAME" if self.stride == 1 else [(self.size // 2, self.size // 2)] * axes
-            window = "DHW"[-axes:]
+            half = (self.size // 2, self.size // 2)
             y_BHWC = jax.lax.conv_general_dilated(
                 x_BHWC,
                 kernel,
-                (self.stride,) * axes,
-                padding,
-                dimension_numbers=(f"N{window}C", f"{window}IO", f"N{window}C"),
+                (self.stride, self.stride),
+                "SAME" if self.stride == 1 else [half, half],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
             bias = self.param(
@@ -81,17 +84,18 @@ class Conv(nn.Module):
         return constrain(y_BHWC, "act_batch", *time, "act_h", "act_w", "act_channels")
 
 
+def convolve_volume(x_BTHWC: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A same-padded convolution: [B, T, H, W, C] by [size, size, size, C, features] -> [B, T, H, W,
+    features]."""
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    return jax.lax.conv_general_dilated(
+        x_BTHWC, kernel, (1, 1, 1), "SAME", dimension_numbers=layout
+    )
+
+
 def convolve_frames(x_BTHWC: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A same-padded convolution over videos as one over images that have a window's frames side by
-    side as channels: on a CPU XLA takes 0.6 of the time for it and its gradient.
-
-    Args:
-      x_BTHWC: [B, T, H, W, C].
-      kernel: [size, size, size, C, features].
-
-    Returns:
-      [B, T, H, W, features].
-    """
+    """:func:`convolve_volume` as a convolution over images that have a window's frames side by side
+    as channels: what XLA does faster on a CPU (experiments/throughput/README.md)."""
     B, T, H, W, C = x_BTHWC.shape
     size = kernel.shape[0]
     before = (size - 1) // 2

@@ -13,7 +13,7 @@ def test_the_ways_find_the_same_words(monkeypatch):
     assert set(result["ways"]) == {"mmx", "gathered", "dense"}
     for of in result["ways"].values():
         assert of["temporaries_mib"] > 0
-        for key in ("cpu_s", "cpu_over_mmx", "wall_s", "wall_over_mmx"):
+        for key in ("cpu_s", "cpu_ratio", "wall_s", "wall_ratio"):
             assert 0 < of[key][1] <= of[key][0] <= of[key][2]
     # "dense" measures all cells in all layers: 1,536 targets of an image, not 597.
     sizes, dense = [], script.nearest_dense

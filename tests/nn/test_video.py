@@ -68,6 +68,11 @@ def test_frames_as_channels_are_the_convolution_of_three_axes(size, monkeypatch)
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_stride_over_a_video_is_refused():
+    with pytest.raises(ValueError, match="stride 2: of images alone, not of videos"):
+        Conv(4, stride=2).init(jax.random.key(0), normal(1, 4, 4, 4, 2))
+
+
 @pytest.mark.parametrize("of", NETWORKS)
 def test_an_inflated_network_sees_and_draws_each_frame_as_an_image(of):
     """Central inflation (arXiv 2212.05199 sec. 3.1); and with fewer frames than the video's where
