@@ -236,7 +236,7 @@ class CausalLM(nn.Module):
         self.blocks = scanned(arch, self.dtype)
         self.final_norm = _norm(arch, self.dtype)
         if not arch.tied:
-            self.head = Dense(rows, ("embed", "vocab"), dtype=self.dtype)
+            self.head = Embed(rows, arch.width, dtype=self.dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Whole rows: ids int [B, T], T at most the context -> float32 logits [B, T, V]."""
@@ -280,13 +280,11 @@ class CausalLM(nn.Module):
         return self.final_norm(x_BTD), k, v
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V]."""
-        if self.arch.tied:
-            flat = x.reshape(-1, x.shape[-1]) @ self.tokens.embedding.astype(self.dtype).T
-            y = flat.reshape(*x.shape[:-1], -1)
-        else:
-            y = self.head(x)
-        y = y[..., : self.arch.vocab_size].astype(jnp.float32)
+        """[..., D] -> float32 [..., V]: products of whichever dtype, of which no sum is rounded."""
+        table_VD = (self.tokens if self.arch.tied else self.head).embedding.astype(self.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        y = jnp.matmul(flat, table_VD.T, preferred_element_type=jnp.float32)
+        y = y.reshape(*x.shape[:-1], -1)[..., : self.arch.vocab_size]
         return _cap(y, self.arch.logit_cap)
 
 

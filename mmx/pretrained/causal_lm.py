@@ -344,7 +344,7 @@ def _sources(arch: Architecture, target, names: Iterable[str]) -> tuple[dict[str
     def source(path: str) -> Source:
         module, _, leaf = path.rpartition("/")
         if module == "head":
-            return Source(head, LINEAR, padded=True)
+            return Source(head, MATRIX, padded=True)
         name = f"{prefix}{modules[module]}.{_LEAVES[leaf]}"
         if leaf == "embedding":
             return Source(name, MATRIX, padded=module == "tokens")

@@ -95,10 +95,10 @@ def test_half_precision_is_kept_as_it_is(tmp_path):
     tensors = {k: v.astype(jnp.bfloat16) for k, v in weights(MODELS["llama2"]["tensors"]).items()}
     repository = published(tmp_path, "llama2", tensors=tensors)
     arch, params = load_causal_lm(repository, param_dtype=jnp.bfloat16)
-    head = params["head"]["kernel"]
-    assert head.dtype == jnp.bfloat16 and head.shape == (16, 128)  # the vocabulary is padded
-    np.testing.assert_array_equal(head[:, :61].T, tensors["lm_head.weight"])
-    assert not head[:, 61:].any()
+    head = params["head"]["embedding"]
+    assert head.dtype == jnp.bfloat16 and head.shape == (128, 16)  # the vocabulary is padded
+    np.testing.assert_array_equal(head[:61], tensors["lm_head.weight"])
+    assert not head[61:].any()
     run = jax.jit(CausalLM(arch, jnp.bfloat16).apply)
     logits = run({"params": params}, LOGITS["llama2/ids"])
     error = np.asarray(logits) - LOGITS["llama2/logits"]
