@@ -26,18 +26,17 @@ import numpy as np  # noqa: E402
 import report  # noqa: E402
 from study import Study, folder_of  # noqa: E402
 
-from mmx.cli.arguments import check_writable  # noqa: E402
+from mmx.cli.arguments import add_lm, check_writable  # noqa: E402
 from mmx.cli.run import load_run  # noqa: E402
 from mmx.core.errors import UserError  # noqa: E402
 from mmx.data.source import open_source  # noqa: E402
 from mmx.eval.png import save_picture  # noqa: E402
 from mmx.models import registry  # noqa: E402
-from mmx.models.language_model import FrozenLM  # noqa: E402
+from mmx.models.language_model import load_frozen_lm  # noqa: E402
 from mmx.models.spae.in_context.conditions import TASKS, VIDEO_TASKS, tasks_of  # noqa: E402
 from mmx.models.spae.in_context.noise import SCHEDULES, falling  # noqa: E402
 from mmx.models.spae.in_context.prompts import Prompter  # noqa: E402
 from mmx.models.spae.in_context.segments import Window  # noqa: E402
-from mmx.pretrained.causal_lm import load_causal_lm  # noqa: E402
 from mmx.pretrained.lm_packages import open_lm  # noqa: E402
 from mmx.pretrained.lm_tokenizer import load_tokenizer  # noqa: E402
 from mmx.pretrained.tensors import fingerprint  # noqa: E402
@@ -76,7 +75,7 @@ def open_study(args: argparse.Namespace) -> Study:
     held_out, seen = (open_source(data.source, s, data_dir or None) for s in ("test", "train"))
     weights = run.params, run.extra, run.frozen
     return Study(
-        lm=FrozenLM(*load_causal_lm(repository)),
+        lm=load_frozen_lm(repository, args.lm_dtype),
         prompter=Prompter(tokenizer, task.vocabulary, task.pyramid, WINDOW),
         to_words=lambda images: np.asarray(task.to_words(run.mesh)(*weights, images)),
         from_words=lambda words: np.asarray(task.from_words(run.mesh)(*weights, words)),
@@ -84,7 +83,7 @@ def open_study(args: argparse.Namespace) -> Study:
         pool=pictures(seen, task.plain, args.seed),
         settings={
             "run": run.dir.path.name, "step": run.step, "lm": args.lm, "seed": args.seed,
-            "lm_weights": fingerprint(repository),
+            "lm_weights": fingerprint(repository), "lm_dtype": args.lm_dtype,
             "vocabulary": task.vocabulary.hash, "words": len(task.vocabulary),
             "sides": list(task.pyramid.sides), "supports": args.supports,
             "block": args.block, "ratios": list(falling(SCHEDULES[args.noise], args.supports)),
@@ -117,9 +116,7 @@ def do_all(study: Study, tasks: list[str] | None, workdir: Path, out: Path) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="of the family spae: PATH[@STEP]")
-    parser.add_argument(
-        "--lm", default="smollm2-135m-instruct", help="prepared, a folder or a hub id"
-    )
+    add_lm(parser)
     parser.add_argument("--workdir", default="runs/spae_generation", help="words as they come")
     parser.add_argument("--out", type=Path, help="of results (default: in the workdir)")
     parser.add_argument("--data_dir", default="", help="where data sets and models are")

@@ -7,7 +7,7 @@ from mmx.core.errors import UserError
 from mmx.eval.fewshot import FEW
 from mmx.eval.fewshot_scores import MEAN
 
-_ALIKE = ("run", "baseline", "lm", "lm_weights", "seed")  # of all studies of one table
+_ALIKE = ("run", "baseline", "lm", "lm_weights", "lm_dtype", "seed")  # of all studies of one table
 _COLUMNS = (  # of the first table: (title, reading, rule)
     ("words", "words", "sum"),
     ("words, by mean", "words", "mean"),
@@ -30,11 +30,11 @@ _ROUNDING = 1e-9  # ours: an end of an interval so near to 0 is 0
 def check_alike(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises UserError: two studies are of other runs, or asked another model; names the first."""
     known: dict[str, tuple[str, Any]] = {}
-    for name, study in found.items():
-        recipe = study["results"]["recipe"] if study["results"] else {}
+    done = {name: study["results"]["recipe"] for name, study in found.items() if study["results"]}
+    for name, recipe in done.items():
         for field in _ALIKE:
             value = recipe.get(field)
-            if value is None:  # not done, or without a baseline
+            if field == "baseline" and value is None:
                 continue
             first, wanted = known.setdefault(field, (name, value))
             if value != wanted:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from report import check_alike, table
 
+from mmx.cli.arguments import add_lm
 from mmx.cli.main import main as mmx
 from mmx.core.errors import UserError
 
@@ -57,7 +58,8 @@ STUDIES = {
 
 def command(name: str, args: argparse.Namespace) -> list[str]:
     """A study as arguments of ``mmx``."""
-    flags = [*STUDIES[name].flags.split(), "--lm", args.lm, "--out", str(args.workdir / name)]
+    flags = [*STUDIES[name].flags.split(), "--lm", args.lm, "--lm_dtype", args.lm_dtype]
+    flags += ["--out", str(args.workdir / name)]
     if args.data_dir:
         flags += ["--data_dir", args.data_dir]
     if STUDIES[name].baselined:
@@ -80,7 +82,7 @@ def main() -> int:
     parser.add_argument("run", help="of the family spae: PATH[@STEP]")
     parser.add_argument("--baseline", help="a run of one layer: PATH[@STEP]")
     parser.add_argument("--studies", nargs="*", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--lm", default="smollm2-135m-instruct")
+    add_lm(parser)
     parser.add_argument("--data_dir", default="", help="where data sets and models are")
     parser.add_argument("--workdir", type=Path, default=Path("runs/spae_understanding"))
     parser.add_argument("--out", type=Path, help="of results (default: the workdir)")

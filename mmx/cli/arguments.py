@@ -44,6 +44,22 @@ def scale(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
 
 
+def add_lm(parser) -> None:
+    """``--lm`` and ``--lm_dtype``, of who asks a frozen language model."""
+    parser.add_argument(
+        "--lm",
+        default="smollm2-135m-instruct",
+        help="as `mmx prepare lm` named it, a folder, or an id of the Hugging Face hub; of the "
+        "vocabulary that the run's words are of (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lm_dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of its weights, which lie spread over all devices (default: %(default)s)",
+    )
+
+
 def add_metrics(parser) -> None:
     """``--metrics`` and ``--scorer``, of the verbs that score."""
     parser.add_argument(

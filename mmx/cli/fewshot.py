@@ -16,7 +16,8 @@ examples:
   mmx fewshot runs/a --source tfds:openmoji/32 --queries tfds:noto/64 --label group --key codepoints
   mmx fewshot runs/spae --source tfds:scenes/32 --ask count --ways 3
   mmx fewshot runs/spae --source tfds:openmoji/32 --captions --baseline runs/lqae
-  mmx fewshot runs/spae --source tfds:fashion_mnist --ways 5 --lm HuggingFaceTB/SmolLM2-1.7B
+  mmx fewshot runs/spae --source tfds:fashion_mnist --lm HuggingFaceTB/SmolLM2-1.7B \\
+      --lm_dtype bfloat16
 
 Each episode shows images of a few classes, as words with their answers, and asks about one more of
 each class. Seven columns as in the tables of Frozen and SPAE (with and without the list of answers
@@ -34,12 +35,7 @@ _UP_TO = 85  # ours: words of an image that are still a prompt of few examples
 
 def add_arguments(parser):
     parser.add_argument("run_dir", metavar="RUN[@STEP]")
-    parser.add_argument(
-        "--lm",
-        default="smollm2-135m-instruct",
-        help="as `mmx prepare lm` named it, a folder, or an id of the Hugging Face hub; of the "
-        "vocabulary that the run's words are of (default: %(default)s)",
-    )
+    arguments.add_lm(parser)
     of = parser.add_argument_group("images and answers")
     of.add_argument("--source", required=True, metavar="tfds:NAME", help="of what is shown")
     of.add_argument("--split", default="train", help="default train")
@@ -84,6 +80,7 @@ def run(args) -> int:
     from mmx.cli.run import load_run
     from mmx.eval import episodes as eps
     from mmx.eval import fewshot, fewshot_data, fewshot_report, prompts
+    from mmx.models.language_model import load_frozen_lm
     from mmx.pretrained.lm_packages import open_lm
     from mmx.pretrained.lm_tokenizer import load_tokenizer
     from mmx.pretrained.tensors import fingerprint
@@ -123,6 +120,7 @@ def run(args) -> int:
         "lm": args.lm,
         "lm_vocabulary": tokenizer.vocab_hash,
         "lm_weights": fingerprint(repository),
+        "lm_dtype": args.lm_dtype,
     }
     answers = fewshot.Answers(out / "answers.jsonl", asked_by)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +132,7 @@ def run(args) -> int:
             reading = fewshot_report.Reading(
                 words, template, tokenizer, opened["words"].task.vocabulary, args.seed, task
             )
-            lm = _language_model(repository, opened["words"].mesh)
+            lm = load_frozen_lm(repository, args.lm_dtype)
             fewshot.complete(answers, settings, episodes, reading.ask, lm, lm.arch.context)
         except preemption.Interrupted:
             raise preemption.Preempted(
@@ -215,15 +213,3 @@ def _words(reading: str, opened, pyramid, sides, episodes):
     size = opened.config.data.image_size
     images = fewshot_data.images_of(episodes)
     return fewshot_data.encode(sides, images, size, to_words, f"describe ({reading})")
-
-
-def _language_model(repository, mesh):
-    """On all devices where there are several."""
-    from mmx.models.language_model import FrozenLM
-    from mmx.pretrained.causal_lm import load_causal_lm
-    from mmx.train.sharding import infer_shardings
-
-    if mesh.size == 1:
-        return FrozenLM(*load_causal_lm(repository))
-    arch, params = load_causal_lm(repository, lambda boxed: infer_shardings(boxed, mesh))
-    return FrozenLM(arch, params, mesh=mesh)

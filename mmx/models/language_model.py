@@ -1,6 +1,6 @@
 """A frozen language model at work: it scores what may follow a text, and writes what follows.
 
-    lm = FrozenLM(*load_causal_lm(repository))
+    lm = load_frozen_lm(repository, "float32")
     scores = lm.score([prompt_ids], [[cat_ids, dog_ids]])
     drawn = lm.generate([prompt_ids], max_new=20, key=key, allow=allow_V)
 
@@ -12,6 +12,7 @@ Axis letters: B rows, T tokens of a prompt, S tokens of its candidates, R new to
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from mmx.core.lengths import bucket
 from mmx.core.rng import row_keys
 from mmx.nn.cache import Cache, write
 from mmx.nn.causal_lm import Architecture, CausalLM
+from mmx.nn.dtypes import DTYPES
+from mmx.pretrained.causal_lm import load_causal_lm, read_architecture
+from mmx.pretrained.hub import Repository
+from mmx.train.sharding import infer_shardings, make_mesh
 
 Ids = Sequence[int] | np.ndarray
 _LEAST = 16  # ours: the shortest length of prompts that is compiled
@@ -72,12 +77,29 @@ class Drawn(NamedTuple):
     ended: bool
 
 
+def load_frozen_lm(repository: Repository, dtype: str) -> "FrozenLM":
+    """A published model on all devices, its parameters spread over as many as divide its width.
+
+    Args:
+      repository: of `transformers`' form.
+      dtype: of `DTYPES`: what its parameters are kept in and computed with.
+
+    Raises:
+      UserError: see :func:`mmx.pretrained.causal_lm.load_causal_lm`.
+    """
+    ways = math.gcd(read_architecture(repository).width, jax.device_count())
+    mesh = make_mesh({"slice": 1, "data": -1, "fsdp": ways, "tensor": 1})
+    spread = lambda boxed: infer_shardings(boxed, mesh)
+    arch, params = load_causal_lm(repository, spread, DTYPES[dtype])
+    return FrozenLM(arch, params, DTYPES[dtype], mesh)
+
+
 class FrozenLM:
     """Weights of a causal language model, none of which changes.
 
     Args:
       arch, params: of :func:`mmx.pretrained.causal_lm.load_causal_lm`.
-      dtype: of the computation.
+      dtype: of the computation; log-probabilities are float32 in any.
       mesh: that the parameters lie on, or None.
     """
 

@@ -83,7 +83,7 @@ def asked(tmp_path, monkeypatch):
     lm.arch = SimpleNamespace(context=4000)
     monkeypatch.setattr("mmx.cli.run.load_run", load_run)
     monkeypatch.setattr("mmx.cli.backend.start_jax", lambda: None)
-    monkeypatch.setattr("mmx.cli.fewshot._language_model", lambda repository, mesh: lm)
+    monkeypatch.setattr("mmx.models.language_model.load_frozen_lm", lambda repository, dtype: lm)
     folder = tmp_path / "weights" / "tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"bos_token_id": 0}')
@@ -145,6 +145,7 @@ def test_what_is_asked_and_kept(asked, capsys):
         (["--lm", "other"], "other: neither a folder"),
         (["--ask", "count", "--captions"], "not allowed with argument"),
         (["--budgets", "1,x"], "--budgets"),
+        (["--lm_dtype", "half"], "--lm_dtype: invalid choice: 'half' (choose from"),
     ],
 )
 def test_bad_input(asked, flags, message, capsys):
@@ -174,6 +175,9 @@ def test_another_language_model_does_not_go_on_with_the_answers(asked, capsys):
 
 def test_another_study_in_the_same_folder(asked, capsys):
     assert asked()[0] == 0
+    assert asked("--lm_dtype", "bfloat16")[0] == 2
+    told = "made with lm_dtype=float32, not bfloat16; name another --out"
+    assert told in capsys.readouterr().err
     assert asked("--seed", "1")[0] == 2
     assert "made with seed=0, not 1; name another --out" in capsys.readouterr().err
 

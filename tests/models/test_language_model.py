@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -9,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from safetensors.numpy import save_file
 
+from experiments.parity.lm_weights import weights
 from mmx.core.errors import UserError
 from mmx.core.rng import base_key
 from mmx.models import language_model
-from mmx.models.language_model import FrozenLM, Sampling, draw
+from mmx.models.language_model import FrozenLM, Sampling, draw, load_frozen_lm
 from mmx.nn.causal_lm import Architecture, CausalLM
 from mmx.nn.rope import Rope
+from mmx.pretrained.causal_lm import load_causal_lm
+from mmx.pretrained.hub import Repository
 from mmx.train.sharding import infer_shardings, make_mesh
 
 V = 40
@@ -192,6 +198,58 @@ def test_weights_that_lie_on_a_mesh_write_the_same():
     sums = lambda rows: [[score.sum for score in row] for row in rows]
     wanted = sums(lm().score(three, candidates))
     np.testing.assert_allclose(sums(sharded.score(three, candidates)), wanted, atol=1e-4)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens/pretrained/language_models"
+
+
+def published(folder, name, heads=4):
+    """A repository of random weights, four numbers a head."""
+    model = json.loads((GOLDENS / "configs.json").read_text())[name]
+    width = 4 * heads
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads}
+    (folder / "config.json").write_text(json.dumps(model["config"] | sizes))
+    shapes = {n: [width if d in (8, 16) else d for d in s] for n, s in model["tensors"].items()}
+    save_file(weights(shapes), folder / "model.safetensors")
+    return Repository(folder)
+
+
+def scores_of(net):
+    """Of three prompts, two of which begin alike."""
+    rows = net.score([[*range(20), 1], [*range(20), 2, 3], [7]], [[[5], [6, 7]]] * 3)
+    return np.array([[score.sum for score in row] for row in rows])
+
+
+def held(params, shard=lambda x: x):
+    return sum(shard(x).nbytes for x in jax.tree.leaves(params))
+
+
+# One head of rows of its own, one that is the embeddings.
+@pytest.mark.parametrize(("name", "heads", "ways"), [("llama2", 4, 8), ("smollm2", 3, 4)])
+def test_a_published_model_is_spread_over_all_devices(name, heads, ways, tmp_path):
+    """Over four of two times four where eight do not divide its width; norms are whole on each."""
+    repository = published(tmp_path, name, heads)
+    net, alone = load_frozen_lm(repository, "float32"), FrozenLM(*load_causal_lm(repository))
+    first = held(net.params, lambda x: x.addressable_data(0))
+    assert 1 / ways <= first / held(alone.params) < 1.1 / ways
+    for x in jax.tree.leaves(net.params):
+        assert len(x.sharding.device_set) == 8
+    np.testing.assert_allclose(scores_of(net), scores_of(alone), atol=1e-4)
+
+
+def test_bfloat16_is_kept_and_computed_with(tmp_path):
+    """Log-probabilities of one or two tokens, each about -4, differ by hundredths; logits are
+    sums that nobody rounded."""
+    repository = published(tmp_path, "llama2")
+    half, full = (load_frozen_lm(repository, dtype) for dtype in ("bfloat16", "float32"))
+    assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert 2 * held(half.params) == held(full.params)
+    error = np.abs(scores_of(half) - scores_of(full))
+    assert 1e-4 < error.max() < 0.15
+    logits = half.next_logits([[1, 2, 3]])
+    assert logits.dtype == np.float32
+    assert (logits != logits.astype(jnp.bfloat16).astype(np.float32)).mean() > 0.9
+    assert all(len(drawn.ids) == 5 for drawn in half.generate([[1, 2], [3]], 5, KEY))
 
 
 def test_the_table_is_the_rows_of_the_vocabulary():

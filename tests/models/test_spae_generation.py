@@ -182,8 +182,10 @@ class Stored:
         return iter([{"text": f"cat {i % 7}"} for i in range(self.count)])
 
 
-def test_a_study_of_a_run_of_videos(build, tmp_path, monkeypatch):
-    """All captions are looked at and the nearest chosen; of the others no video is read."""
+@pytest.fixture
+def videos(build, tmp_path, monkeypatch):
+    """A tiny run of videos and all that is asked of it, without a language model: the splits, its
+    tokenizer, and a function that runs the study."""
     small = {"model.channels": 8, "data.image_size": 8, "data.frames": 4, "model.time": (2,),
              "pyramid.sides": (1, 2, 2), "pyramid.frames": (1, 1, 2),
              "guidance.thresholds": (0.9,)}  # fmt: skip
@@ -197,25 +199,55 @@ def test_a_study_of_a_run_of_videos(build, tmp_path, monkeypatch):
     splits = {"test": Stored(5, (4, 8, 8, 3)), "train": Stored(900, (4, 8, 8, 3))}
     tokenizer = word_fakes.Tokens()
     tokenizer.vocab_hash, tokenizer.encode = task.vocabulary.lm_hash, lambda text: [61]
+    dtypes = []
+
+    def load_frozen_lm(repository, dtype):
+        dtypes.append(dtype)
+        return Oracle(lambda n, prompt, k: task.vocabulary.lm_ids([3] * k), 48)
+
     for name, fake in {
         "load_run": lambda spec: opened,
         "open_source": lambda name, split, data_dir: splits[split],
         "open_lm": lambda name, data_dir: None,
         "load_tokenizer": lambda repository: tokenizer,
-        "load_causal_lm": lambda repository: (),
-        "FrozenLM": lambda: Oracle(lambda n, prompt, k: task.vocabulary.lm_ids([3] * k), 48),
+        "load_frozen_lm": load_frozen_lm,
         "fingerprint": lambda repository: "weights",
     }.items():
         monkeypatch.setattr(run, name, fake)
     monkeypatch.setattr(run, "start_jax", lambda: None)
-    flags = f"runs/videos --tasks class --supports 3 --images 1 --workdir {tmp_path}"
-    monkeypatch.setattr("sys.argv", ["run.py", *flags.split()])
-    run.main()
+
+    def ask(*more):
+        flags = f"runs/videos --tasks class --supports 3 --images 1 --workdir {tmp_path}"
+        monkeypatch.setattr("sys.argv", ["run.py", *flags.split(), *more])
+        run.main()
+
+    return SimpleNamespace(splits=splits, tokenizer=tokenizer, dtypes=dtypes, ask=ask)
+
+
+def test_a_study_of_a_run_of_videos(videos, tmp_path):
+    """All captions are looked at and the nearest chosen; of the others no video is read."""
+    splits = videos.splits
+    videos.ask()
     results = json.loads((tmp_path / "smollm2-135m-instruct/results.json").read_text())
-    assert results["settings"]["lm_weights"] == "weights"
+    settings = results["settings"]
+    assert (settings["lm_weights"], settings["lm_dtype"]) == ("weights", "float32")
     assert [len(splits[name].read) for name in ("test", "train")] == [1, 3]
     own = results["tasks"]["class"]["pictures"][0]["caption"]
     assert {f"cat {i % 7}" for i in splits["train"].read} == {own}
+
+
+def test_a_language_model_of_another_vocabulary_or_dtype(videos, tmp_path, capsys):
+    """The former is refused before it is loaded, the latter does not go on with the words."""
+    videos.ask()
+    with pytest.raises(SystemExit):
+        videos.ask("--lm_dtype", "bfloat16")
+    told = "made with lm_dtype=float32, not bfloat16; name another --workdir"
+    assert told in capsys.readouterr().err and videos.dtypes == ["float32", "bfloat16"]
+    videos.tokenizer.vocab_hash = "other"
+    with pytest.raises(SystemExit):
+        videos.ask("--out", str(tmp_path / "other"))
+    assert "the language model's vocabulary has the hash other" in capsys.readouterr().err
+    assert len(videos.dtypes) == 2 and not (tmp_path / "other").exists()
 
 
 def test_a_video_is_continued(tmp_path):

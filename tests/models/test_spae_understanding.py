@@ -12,7 +12,12 @@ from mmx.core.errors import UserError
 
 report, run = studies.load("spae_understanding", "report", "run")
 ARGS = argparse.Namespace(
-    run="runs/a", baseline="runs/b", lm="some/lm", data_dir="data", workdir=Path("out")
+    run="runs/a",
+    baseline="runs/b",
+    lm="some/lm",
+    lm_dtype="bfloat16",
+    data_dir="data",
+    workdir=Path("out"),
 )
 
 
@@ -28,6 +33,7 @@ def test_each_study_is_a_command():
     by_name = {name: parsed(name) for name in run.STUDIES}
     for name, args in by_name.items():
         assert (args.run_dir, args.lm, args.data_dir) == ("runs/a", "some/lm", "data")
+        assert args.lm_dtype == "bfloat16"
         assert args.out == f"out/{name}" and args.ways == int(name[-1])
         assert args.baseline == (None if args.ask else "runs/b")
         assert args.episodes == (25 if args.ways == 2 and not (args.ask or args.captions) else 6)
@@ -41,7 +47,8 @@ def score(reading, budget, column, rule, value):
 
 
 RECIPE = {"run": "a@2000 (x)", "baseline": "b@2000 (y)", "lm": "some/lm", "lm_weights": "w",
-          "seed": 0, "trained_on": {"words": ["openmoji/32 train"], "baseline": []}}  # fmt: skip
+          "lm_dtype": "float32", "seed": 0,
+          "trained_on": {"words": ["openmoji/32 train"], "baseline": []}}  # fmt: skip
 RESULTS = {
     "recipe": RECIPE, "chance": 0.5, "queries": 14, "words": 5,
     "scores": [
@@ -88,11 +95,15 @@ def test_the_table_is_of_its_results():
     assert (folder / "table.md").read_text() == report.table(results)
 
 
-@pytest.mark.parametrize("field", ["run", "baseline", "lm", "lm_weights", "seed"])
+@pytest.mark.parametrize("field", ["run", "baseline", "lm", "lm_weights", "lm_dtype", "seed"])
 def test_one_table_is_of_one_run_and_model(field):
     of = lambda recipe: {"title": "", "results": RESULTS | {"recipe": recipe}}
     alone = of(RECIPE | {"baseline": None})
     report.check_alike({"one": of(RECIPE), "two": alone, "three": {"results": None}})
+    older = of({key: value for key, value in RECIPE.items() if key != field})
+    if field != "baseline":  # which some studies do without
+        with pytest.raises(UserError, match=f"two has {field}=None"):
+            report.check_alike({"one": of(RECIPE), "two": older})
     other = of(RECIPE | {field: "other"})
     with pytest.raises(UserError, match=f"three has {field}=other, one has .*another --workdir"):
         report.check_alike({"one": of(RECIPE), "two": alone, "three": other})
