@@ -8,7 +8,7 @@
 The answers are closed: each candidate is scored whole, and the likeliest is the answer (Frozen's
 and SPAE's are written freely, so that theirs without induction are near 0 and chance is 0; here
 chance is one in `ways` in every column). By the sum of a candidate's log-probabilities, and by
-their mean, which knows no length.
+their mean, which knows no length. What the model writes freely is of `mmx.eval.fewshot_written`.
 
 Controls: "shuffled" are the words of the images of an episode, dealt anew among them; "overlap" is
 no language model at all (see :func:`overlap`). What it comes to is `mmx.eval.fewshot_scores`.
@@ -165,16 +165,18 @@ def _bag(words: np.ndarray, weight: int) -> Counter[int]:
 # ---------------------------------------------------------------- all episodes
 
 
-class Answers:
-    """What was answered, a line for each query of each setting; whole blocks of episodes.
+class Lines:
+    """What was said, a line for each query of each setting; whole blocks of episodes.
 
-    The first line is the recipe, the others::
-
-        {"setting": "words 5 1 3 0", "episode": 4, "query": 0, "sum": [-3.1, -2.0], "count": [1, 2]}
+    The first line is the recipe, the others say ``{"setting": "words 5 1 3 0", "episode": 4,
+    "query": 0}`` and more, which is of the two kinds: :class:`Answers` and
+    `mmx.eval.fewshot_written.Written`. Those also say how a language model is asked (`reply`), how
+    many tokens it holds for that (`need`), and for its user `what` is done and which `flags` make
+    those fewer.
 
     Args:
       file: JSON lines, which need not be there yet.
-      recipe: all that the answers depend on besides their settings and episodes.
+      recipe: all that the lines depend on besides their settings and episodes.
 
     Raises:
       UserError: a line that is none of ours, or another recipe.
@@ -205,50 +207,67 @@ class Answers:
         lines = self._known.get((setting.key, episode.number), [])
         return sorted(line["query"] for line in lines) == [*range(len(episode.queries))]
 
-    def add(self, setting: Setting, episodes: Sequence[Episode], scores: Sequence[Sequence]):
-        """Of each query of the episodes, one after another, the scores of its candidates; in the
+    def add(
+        self, setting: Setting, episodes: Sequence[Episode], said: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Of each query of the episodes, one after another, what its line says besides; in the
         place of what there was of these episodes, which may be a part."""
-        scores = iter(scores)
+        rows = iter(said)
         for episode in episodes:
+            place = {"setting": setting.key, "episode": episode.number}
             self._known[setting.key, episode.number] = []
             for query in range(len(episode.queries)):
-                row = next(scores)
-                self._add(
-                    {
-                        "setting": setting.key,
-                        "episode": episode.number,
-                        "query": query,
-                        "sum": [score.sum for score in row],
-                        "count": [score.count for score in row],
-                    }
-                )
+                self._add({**place, "query": query, **next(rows)})
         lines = [self._recipe, *(line for some in self._known.values() for line in some)]
         storage.write(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
 
+    def of(self, setting: Setting, episode: Episode) -> list[dict[str, Any]]:
+        """The lines of an episode, by query."""
+        lines = self._known[setting.key, episode.number]
+        return sorted(lines, key=lambda line: line["query"])
+
+
+class Answers(Lines):
+    """Of each query the scores of its candidates: ``{..., "sum": [-3.1, -2.0], "count": [1, 2]}``.
+
+    Args and raises as :class:`Lines`.
+    """
+
+    what, flags = "ask", "--words, --budgets or --ways"
+
+    def need(self, question: Question) -> int:
+        return len(question.prompt) + max(map(len, question.candidates))
+
+    def reply(self, lm: Any, asked: Sequence[Question]) -> list[dict[str, Any]]:
+        return [
+            {"sum": [s.sum for s in row], "count": [s.count for s in row]}
+            for row in score(lm, asked)
+        ]
+
     def scores(self, setting: Setting, episode: Episode, rule: str) -> np.ndarray:
         """float [queries, candidates] by a rule of `RULES`."""
-        lines = sorted(self._known[setting.key, episode.number], key=lambda line: line["query"])
+        lines = self.of(setting, episode)
         sums = np.array([line["sum"] for line in lines])
         return sums if rule == "sum" else sums / np.array([line["count"] for line in lines])
 
 
 def complete(
-    answers: Answers,
+    lines: Lines,
     settings: Sequence[Setting],
     episodes: Sequence[Episode],
     ask: Callable[[Setting, Episode], list[Question]],
     lm: Any,
     room: int,
 ) -> None:
-    """Have the language model answer what is not answered yet.
+    """Have the language model say what is not said yet.
 
     The same prompts are read together whether or not this goes on from an earlier call: so the
     answers are the same, too.
 
     Args:
-      answers: where they are kept, block by block.
+      lines: where they are kept, block by block.
       ask: of one episode, its questions.
-      lm: a `FrozenLM`, or what has its `score`.
+      lm: a `FrozenLM`, or what has the method of it that `lines` use.
       room: the most tokens that it reads.
 
     Raises:
@@ -256,34 +275,44 @@ def complete(
       Interrupted: between two blocks, where `mmx.core.preemption` watches.
     """
     blocks = []  # (setting, episodes, how many tokens they are)
-    for setting in settings:
-        tokens = [_check_room(setting, ask(setting, episode), room) for episode in episodes]
+    for setting, tokens in check_room(lines, settings, episodes, ask, room).items():
         size = min(max(1, 2 * _TOKENS // max(tokens)), _EPISODES)
         for at in range(0, len(episodes), size):
             end = at + size
             blocks.append((setting, episodes[at:end], sum(tokens[at:end])))
-    left = [b for b in blocks if not all(answers.has(b[0], episode) for episode in b[1])]
+    left = [b for b in blocks if not all(lines.has(b[0], episode) for episode in b[1])]
     total = sum(tokens for *_, tokens in blocks)
     done = total - sum(tokens for *_, tokens in left)
-    progress = Progress(total, "ask (tokens)", start=done, every=1)
+    progress = Progress(total, f"{lines.what} (tokens)", start=done, every=1)
     for setting, some, tokens in left:
         preemption.check()
         asked = [question for episode in some for question in ask(setting, episode)]
-        answers.add(setting, some, score(lm, asked))
+        lines.add(setting, some, lines.reply(lm, asked))
         done += tokens
         progress.update(done, f"{setting.reading} ({setting.budget}), {setting.column}")
     progress.close()
 
 
-def _check_room(setting: Setting, asked: Sequence[Question], room: int) -> int:
-    """The tokens of an episode. Raises UserError: one of its prompts is too long."""
-    longest = max(len(q.prompt) + max(map(len, q.candidates)) for q in asked)
-    if longest > room:
-        raise UserError(
-            f"{setting.column} of {setting.budget} words: a prompt of {longest} tokens, but this "
-            f"language model reads {room}; give fewer --words, --budgets or --ways"
-        )
-    return sum(len(question.prompt) for question in asked)
+def check_room(
+    lines: Lines,
+    settings: Sequence[Setting],
+    episodes: Sequence[Episode],
+    ask: Callable[[Setting, Episode], list[Question]],
+    room: int,
+) -> dict[Setting, list[int]]:
+    """The tokens of each episode's prompts, by setting. Args and raises UserError as
+    :func:`complete`."""
+    tokens = {}
+    for setting in settings:
+        asked = [ask(setting, episode) for episode in episodes]
+        longest = max(lines.need(question) for some in asked for question in some)
+        if longest > room:
+            raise UserError(
+                f"{setting.column} of {setting.budget} words: a prompt of {longest} tokens, but "
+                f"this language model reads {room}; give fewer {lines.flags}"
+            )
+        tokens[setting] = [sum(len(question.prompt) for question in some) for some in asked]
+    return tokens
 
 
 def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
@@ -293,18 +322,23 @@ def score(lm: Any, asked: Sequence[Question]) -> list[Sequence]:
     once.
     """
     out: list[Sequence] = []
-    for some in _batches(asked):
+    for some in batches(asked):
         out += lm.score([q.prompt for q in some], [q.candidates for q in some])
     return out
 
 
-def _batches(asked: Sequence[Question]) -> Iterator[list[Question]]:
+def batches(asked: Sequence[Question], more: int = 0) -> Iterator[list[Question]]:
+    """Questions that a model reads at once, in their order.
+
+    Args:
+      more: tokens that it keeps for each besides its prompt.
+    """
     batch: list[Question] = []
     longest = 0
     for question in asked:
-        longest = max(longest, len(question.prompt))
+        longest = max(longest, len(question.prompt) + more)
         if batch and (len(batch) + 1) * longest > _TOKENS:
             yield batch
-            batch, longest = [], len(question.prompt)
+            batch, longest = [], len(question.prompt) + more
         batch.append(question)
     yield batch

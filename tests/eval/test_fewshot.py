@@ -307,8 +307,7 @@ def test_equal_shares_are_a_tie():
 def test_the_rules_by_hand(tmp_path):
     answers = fewshot.Answers(eps.Path(tmp_path / "answers"), RECIPE)
     setting, episode = fewshot.Setting("words", 5, fewshot.FEW), EPISODES[0]
-    rows = [[reader.Scores(-6.0, 3), reader.Scores(-4.0, 1)]] * 2
-    answers.add(setting, [episode], rows)
+    answers.add(setting, [episode], [{"sum": [-6.0, -4.0], "count": [3, 1]}] * 2)
     np.testing.assert_array_equal(answers.scores(setting, episode, "sum"), [[-6, -4]] * 2)
     np.testing.assert_array_equal(answers.scores(setting, episode, "mean"), [[-2, -4]] * 2)
 
