@@ -63,16 +63,16 @@ def summary(
     scores, differences = [], []
     for (reading, budget, column, rule), values in hit.items():
         name = {"reading": reading, "budget": budget, "column": str(column), "rule": rule}
-        scores.append(name | _wider(stats.proportion, values, classes, numbers))
+        scores.append(name | wider(stats.proportion, values, classes, numbers))
         if reading != "words" and ("words", budget, column, rule) in hit:
             more = hit["words", budget, column, rule] - values
-            differences.append(name | _wider(stats.mean, more, classes, numbers))
+            differences.append(name | wider(stats.mean, more, classes, numbers))
     budgets = []
     for one, other in itertools.combinations(sorted(hit, key=lambda key: key[1]), 2):
         reading, budget, column, rule = other
         if (reading, column, rule) == (one[0], one[2], one[3]):
             name = {"reading": reading, "budget": budget, "fewer": one[1], "column": str(column)}
-            more = _wider(stats.mean, hit[other] - hit[one], classes, numbers)
+            more = wider(stats.mean, hit[other] - hit[one], classes, numbers)
             budgets.append(name | {"rule": rule} | more)
     return {
         "chance": 1 / len(episodes[0].candidates),
@@ -85,7 +85,7 @@ def summary(
     }
 
 
-def _wider(of: Callable, values: np.ndarray, *clusters: Sequence) -> dict[str, float]:
+def wider(of: Callable, values: np.ndarray, *clusters: Sequence) -> dict[str, float]:
     """A function of `mmx.eval.stats`, with the wider of the intervals by each kind of cluster."""
     scores = [of(values, cluster) for cluster in clusters]
     score = max(scores, key=lambda score: score.high - score.low)
@@ -110,19 +110,19 @@ def table(found: dict[str, Any], words: int) -> list[str]:
     for reading in dict.fromkeys(reading for reading, *_ in scores):
         rows = [(reading, *map(_told, _RULES))]
         for budget, column in asked:
-            cells = [_spell(scores[reading, budget, column, rule]) for rule in _RULES]
+            cells = [spell(scores[reading, budget, column, rule]) for rule in _RULES]
             rows.append((f"{column}, {budget} word" + "s" * (budget > 1), *cells))
-        lines += ["", *_aligned(rows)]
+        lines += ["", *aligned(rows)]
     means = [d for d in found["differences"] if d["column"] == MEAN]
     lines += [""] * bool(means)
     for d in means:
-        lines.append(f"words less {d['reading']}, {MEAN}, {_told(d['rule'])}: {_spell(d, '+.3f')}")
+        lines.append(f"words less {d['reading']}, {MEAN}, {_told(d['rule'])}: {spell(d, '+.3f')}")
     pairs = [d for d in found["budgets"] if d["reading"] == "words"]
     rows = {(d["budget"], d["fewer"], d["column"]): {} for d in pairs}
     for d in pairs:
-        rows[d["budget"], d["fewer"], d["column"]][d["rule"]] = _spell(d, "+.3f")
+        rows[d["budget"], d["fewer"], d["column"]][d["rule"]] = spell(d, "+.3f")
     lines += [""] * bool(rows)
-    return lines + _aligned(
+    return lines + aligned(
         [(f"{more} words less {fewer}, {column}", *(f"{_told(r)}: {cells[r]}" for r in _RULES))
          for (more, fewer, column), cells in rows.items()]
     )  # fmt: skip
@@ -132,10 +132,12 @@ def _told(rule: str) -> str:
     return "no LM" if rule == NO_LM else f"by {rule}"
 
 
-def _spell(score: dict[str, Any], form: str = ".2f") -> str:
+def spell(score: dict[str, Any], form: str = ".2f") -> str:
+    """``0.83 [0.78, 0.87]``."""
     return f"{score['value']:{form}} [{score['low']:{form}}, {score['high']:{form}}]"
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with the cells of a column below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]

@@ -10,6 +10,8 @@ import numpy as np
 from mmx.eval import stats
 from mmx.eval.stats import Score
 
+JUDGE = "wordllama"  # of what words and texts say of captions; guides nothing
+
 
 def meaning_scores(
     ends: Sequence[int],

@@ -18,7 +18,7 @@ from mmx.eval.images import to_uint8
 from mmx.eval.report import MAX_EXAMPLES, Report, trained_splits
 from mmx.eval.stats import Score
 from mmx.eval.tile import tile
-from mmx.eval.word_meaning import meaning_scores
+from mmx.eval.word_meaning import JUDGE, meaning_scores
 from mmx.models import rebuilding
 from mmx.models.protocols import OpenRun
 from mmx.ops.pyramid import Pyramid
@@ -28,7 +28,6 @@ from mmx.train.sharding import batch_sharding, whole
 
 _SHOWN = 8  # images in a picture: ours
 _FRAMES = 4  # of a video in a strip: ours
-JUDGE = "wordllama"  # of words against captions; guides nothing
 
 
 class Rebuilding:
