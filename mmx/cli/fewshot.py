@@ -16,6 +16,7 @@ examples:
   mmx fewshot runs/a --source tfds:openmoji/32 --queries tfds:noto/64 --label group --key codepoints
   mmx fewshot runs/spae --source tfds:scenes/32 --ask count --ways 3
   mmx fewshot runs/spae --source tfds:openmoji/32 --captions --baseline runs/lqae
+  mmx fewshot runs/spae --source tfds:openmoji/32 --captions --write 12
   mmx fewshot runs/spae --source tfds:fashion_mnist --lm HuggingFaceTB/SmolLM2-1.7B \\
       --lm_dtype bfloat16
 
@@ -27,8 +28,12 @@ with no language model (which class shares more of them), and a second run.
 
 Whether a run was trained on the images that are asked about is told; their captions are then not
 asked for. Answers are chosen among the candidates, each scored whole; so chance is one in --ways.
+With --write the model also writes them, one line after one example of each class and no list: how
+often that is the truth, or an answer of the examples, and how much nearer to the truth than to the
+other truths of its episode, as wordllama judges (mmx prepare sentences wordllama).
+
 OUT holds episodes.json (which images, which answers, in which order), answers.jsonl (each score),
-results.json and episode.png. Stopped, the same command goes on.
+written.jsonl, results.json and episode.png. Stopped, the same command goes on.
 """
 _UP_TO = 85  # ours: words of an image that are still a prompt of few examples
 
@@ -58,6 +63,13 @@ def add_arguments(parser):
         type=lambda text: [arguments.count(n) for n in text.split(",")],
         help=f"other numbers of words (default: all layers' up to {_UP_TO})",
     )
+    how.add_argument(
+        "--write",
+        metavar="N",
+        type=arguments.count,
+        default=0,
+        help="also have each answer written, up to N tokens of one line (default: none)",
+    )
     how.add_argument("--baseline", metavar="RUN[@STEP]", help="whose words are asked about, too")
     how.add_argument("--seed", type=arguments.seed, default=0, help="default 0")
     parser.add_argument("--out", metavar="DIR", help="default: in RUN/fewshot/")
@@ -79,10 +91,12 @@ def run(args) -> int:
     from mmx.cli.backend import start_jax
     from mmx.cli.run import load_run
     from mmx.eval import episodes as eps
-    from mmx.eval import fewshot, fewshot_data, fewshot_report, prompts
+    from mmx.eval import fewshot, fewshot_data, fewshot_report, fewshot_written, prompts
+    from mmx.eval.word_meaning import JUDGE
     from mmx.models.language_model import load_frozen_lm
     from mmx.pretrained.lm_packages import open_lm
     from mmx.pretrained.lm_tokenizer import load_tokenizer
+    from mmx.pretrained.sentences import load_sentences
     from mmx.pretrained.tensors import fingerprint
 
     start_jax()
@@ -90,6 +104,7 @@ def run(args) -> int:
     template = prompts.TEMPLATES["questions" if args.ask else task]
     repository = open_lm(args.lm, data_dir)
     tokenizer = load_tokenizer(repository)
+    judge = load_sentences(JUDGE, data_dir) if args.write else None
     sides = fewshot_data.open_sides(
         args.source, args.split, args.queries or args.source, args.query_split, data_dir
     )
@@ -123,9 +138,16 @@ def run(args) -> int:
         "lm_dtype": args.lm_dtype,
     }
     answers = fewshot.Answers(out / "answers.jsonl", asked_by)
+    if args.write:
+        written = fewshot_written.Written(
+            out / "written.jsonl", asked_by | {"write": args.write}, tokenizer, template.end,
+            args.write,
+        )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     episodes = eps.keep(out / "episodes.json", recipe, drawn)
-    settings = fewshot.plan(budgets, args.words, ("words", "shuffled", *[*opened][1:]))
+    readings = ("words", "shuffled", *[*opened][1:])
+    settings = fewshot.plan(budgets, args.words, readings)
+    to_write = fewshot_written.plan(args.words, readings)
     with preemption.watch((signal.SIGTERM,)):
         try:
             words = {r: _words(r, o, pyramid, sides, episodes) for r, o in opened.items()}
@@ -133,15 +155,22 @@ def run(args) -> int:
                 words, template, tokenizer, opened["words"].task.vocabulary, args.seed, task
             )
             lm = load_frozen_lm(repository, args.lm_dtype)
+            if args.write:  # before anything is asked
+                fewshot.check_room(written, to_write, episodes, reading.ask, lm.arch.context)
             fewshot.complete(answers, settings, episodes, reading.ask, lm, lm.arch.context)
+            if args.write:
+                fewshot.complete(written, to_write, episodes, reading.ask, lm, lm.arch.context)
         except preemption.Interrupted:
             raise preemption.Preempted(
                 "stopped; what was answered is kept, and the same command goes on"
             ) from None
     attribution = [run_dir.attribution(), *(s.info.attribution for s in sides if s is not None)]
+    found = None
+    if args.write:
+        found = fewshot_written.summary(written, to_write, episodes, judge.embed)
     lines = fewshot_report.write(
         out, asked_by, answers, settings, episodes, reading, sides, args.words,
-        "; ".join(dict.fromkeys(filter(None, attribution))),
+        "; ".join(dict.fromkeys(filter(None, attribution))), found,
     )  # fmt: skip
     print("\n".join(lines))
     return 0

@@ -11,7 +11,7 @@ from mmx.core import storage
 from mmx.data.image import fit
 from mmx.data.lm_text import LmTokenizer
 from mmx.data.vocabulary import Vocabulary
-from mmx.eval import fewshot, fewshot_scores
+from mmx.eval import fewshot, fewshot_scores, fewshot_written
 from mmx.eval.episodes import Episode, Item
 from mmx.eval.fewshot import FEW, RULES, Answers, Question, Setting, Words
 from mmx.eval.fewshot_data import Sides
@@ -85,11 +85,13 @@ def write(
     sides: Sides,
     words: int,
     attribution: str,
+    written: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """results.json and episode.png into a folder.
 
     Args:
       words: the budget of the seven columns.
+      written: of `fewshot_written.summary`; None where nothing was written.
 
     Returns:
       Lines for a reader.
@@ -97,16 +99,21 @@ def write(
     found = fewshot_scores.summary(answers, settings, episodes, reading.overlap)
     joined, all_answers = reading.joined(episodes)
     kept = {"recipe": recipe, "words": words, "answers_joined": joined, **found}
+    if written:
+        kept["written"] = written
     storage.write(out / "results.json", json.dumps(kept, indent=1) + "\n")
     asked = Setting("words", words, FEW)
     said = [
         episodes[0].candidates[best]
         for best in answers.scores(asked, episodes[0], RULES[0]).argmax(axis=1)
     ]
-    picture = draw_episode(episodes[0], said, reading, sides, words, attribution)
+    texts = fewshot_written.first(written) if written else []
+    picture = draw_episode(episodes[0], said, reading, sides, words, attribution, texts)
     record = {"recipe": recipe, "episode": 0, "attribution": attribution}
     save_picture(out / "episode.png", picture, record)
     lines = [*fewshot_scores.table(found, words), ""]
+    if written:
+        lines += [*fewshot_written.table(written), ""]
     for name, splits in recipe["trained_on"].items():
         lines += [f"{name}: some of what is asked about was trained on: {s}" for s in splits]
     if joined:
@@ -124,25 +131,29 @@ def draw_episode(
     sides: Sides,
     budget: int,
     attribution: str = "",
+    texts: Sequence[str] = (),
 ):
     """What is shown, then what is asked, each image above its answer and its words.
 
     Args:
       said: the answer to each query.
+      texts: what was written of each, below all that; none where nothing was.
     """
     told = lambda item: f"{item.question} {item.answer}".strip()
     shown = [item for round_ in episode.rounds[: FEW.shots] for item in round_]
-    texts = [f"{told(item)}: {reading.spell('shown', item, budget)}" for item in shown]
+    captions = [f"{told(item)}: {reading.spell('shown', item, budget)}" for item in shown]
     asked = [
         f"{told(item)} (said: {answer}): {reading.spell('asked', item, budget)}"
         for item, answer in zip(episode.queries, said, strict=True)
     ]
     side = _side(sides)
+    shown_BHWC = _images(sides, "shown", shown, side)
+    asked_BHWC = _images(sides, "asked", episode.queries, side)
+    sections = [Section(shown_BHWC, captions, "shown"), Section(asked_BHWC, asked, "asked")]
+    if texts:
+        sections.append(Section(asked_BHWC, texts, f"written, {fewshot_written.COLUMN}"))
     return draw_grid(
-        [
-            Section(_images(sides, "shown", shown, side), texts, "shown"),
-            Section(_images(sides, "asked", episode.queries, side), asked, "asked"),
-        ],
+        sections,
         columns=len(episode.candidates),
         title=f"Episode {episode.number}, {FEW}",
         subtitle=f"The first {budget} words of each image.",

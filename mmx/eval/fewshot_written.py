@@ -5,8 +5,8 @@
     fewshot.complete(written, settings, episodes, ask, lm, room=8192)
     print(table(summary(written, settings, episodes, judge.embed)))
 
-The open form of SPAE's captions and answers (arXiv 2306.17842), and what Frozen and SPAE
-score in their tables. One image of each class is shown, and no list of answers: so that nothing but
+The open form of SPAE's captions and answers (arXiv 2306.17842), in which Frozen and SPAE score
+their classes, too. One image of each class is shown, and no list of answers: so that nothing but
 what is shown gives an answer away. Greedy, one line.
 
 Three rules: "exact" is the truth, but for case; "repeated" is an answer of an image that is shown,

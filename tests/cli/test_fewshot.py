@@ -12,6 +12,7 @@ from mmx.core.config import to_json
 from mmx.data.vocabulary import Vocabulary
 from mmx.eval.png import read_metadata
 from mmx.ops.pyramid import Pyramid
+from tests import sentence_fakes
 from tests.data import tiny_tfds
 from tests.eval import reader
 
@@ -80,7 +81,7 @@ def asked(tmp_path, monkeypatch):
                                params=None, extra=None, frozen=None)  # fmt: skip
 
     lm = reader.Oracle()
-    lm.arch = SimpleNamespace(context=4000)
+    lm.arch, lm.generate = SimpleNamespace(context=4000), reader.Copier().generate
     monkeypatch.setattr("mmx.cli.run.load_run", load_run)
     monkeypatch.setattr("mmx.cli.backend.start_jax", lambda: None)
     monkeypatch.setattr("mmx.models.language_model.load_frozen_lm", lambda repository, dtype: lm)
@@ -131,6 +132,46 @@ def test_what_is_asked_and_kept(asked, capsys):
     assert files == {name: (out / name).read_bytes() for name in files}
 
 
+def test_what_is_written_stands_beside_what_is_asked(asked, capsys, tmp_path):
+    """Without the flag nothing of it is there, and what was answered without it stays."""
+    assert asked("--write", "20")[0] == 2
+    told = capsys.readouterr().err
+    assert "no sentence encoder there; make it: mmx prepare sentences wordllama" in told
+    assert not asked.described and not (tmp_path / "out").exists()
+    sentence_fakes.lay_encoders(asked.weights.parents[1])
+    flags = ["--baseline", f"{tmp_path}/flat"]
+    _, out = asked(*flags)
+    held = {name: (out / name).read_bytes() for name in ("answers.jsonl", "results.json")}
+    picture = (out / "episode.png").read_bytes()
+    before = asked.lm.asked
+    capsys.readouterr()
+    assert asked(*flags, "--write", "20")[0] == 0 and asked.lm.asked == before
+    told = capsys.readouterr().out
+    assert (out / "answers.jsonl").read_bytes() == held["answers.jsonl"]
+    results = json.loads((out / "results.json").read_text())
+    written = results.pop("written")
+    assert results == json.loads(held["results.json"])
+    assert (written["tokens"], written["budget"], written["judge"]) == (20, 5, "wordllama")
+    scores = {(s["reading"], s["rule"]): s["value"] for s in written["scores"]}
+    for reading in ("words", "shuffled", "baseline"):
+        assert scores[reading, "exact"] == 0.5 and scores[reading, "repeated"] == 1.0
+    assert {d["reading"] for d in written["differences"]} == {"shuffled", "baseline"}
+    row = written["rows"][0]
+    assert f"{row['truth']} (wrote: {row['text']})" in told
+    assert (out / "episode.png").read_bytes() != picture
+    # A part of what was written is lost: the rest is written to the same bytes.
+    lines = (out / "written.jsonl").read_bytes()
+    (out / "written.jsonl").write_bytes(b"".join(lines.splitlines(keepends=True)[:9]))
+    assert asked(*flags, "--write", "20")[0] == 0
+    assert (out / "written.jsonl").read_bytes() == lines
+    assert asked(*flags)[0] == 0
+    assert held == {name: (out / name).read_bytes() for name in held}
+    assert (out / "episode.png").read_bytes() == picture
+    asked.lm.asked = 0
+    assert asked("--write", "3990", out="long")[0] == 2 and asked.lm.asked == 0
+    assert "reads 4000; give fewer --write, --words or --ways" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -146,6 +187,7 @@ def test_what_is_asked_and_kept(asked, capsys):
         (["--ask", "count", "--captions"], "not allowed with argument"),
         (["--budgets", "1,x"], "--budgets"),
         (["--lm_dtype", "half"], "--lm_dtype: invalid choice: 'half' (choose from"),
+        (["--write", "x"], "--write"),
     ],
 )
 def test_bad_input(asked, flags, message, capsys):
