@@ -1,4 +1,4 @@
-"""Tokenizers of language models, trained or written down here."""
+"""Tokenizers of language models, trained or written down here; each an `LmTokenizer`."""
 
 import functools
 
@@ -12,7 +12,8 @@ TEXTS = ["Input: red dog\nOutput: dog", "Output: a cat and 12 dogs", "the red ca
 
 @functools.cache
 def byte_level():
-    """As GPT-2's, Llama 3's and Qwen's are: here with a start as Llama 3 has. tokenizer.json."""
+    """As GPT-2's, Llama 3's and Qwen's are: here with a start (id 0) and an end (1) as Llama 3
+    has."""
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -26,13 +27,13 @@ def byte_level():
     bpe.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
     )
-    return bpe.to_str()
+    return LmTokenizer(bpe.to_str(), 0, [1])
 
 
 @functools.cache
 def with_byte_fallback():
-    """As Llama 2's and Gemma's are: spaces are U+2581, and what is in no token is bytes.
-    tokenizer.json."""
+    """As Llama 2's and Gemma's are: spaces are U+2581, and what is in no token is bytes. A start
+    (id 1) and an end (2)."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
     tokens += ["▁", "d", "o", "g", "a", "do", "dog", "▁dog", "▁a"]
     merges = [("d", "o"), ("do", "g"), ("▁", "dog"), ("▁", "a")]
@@ -44,7 +45,7 @@ def with_byte_fallback():
     strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     bpe.decoder = decoders.Sequence([*strip, decoders.Strip(" ", 1, 0)])
     bpe.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return bpe.to_str()
+    return LmTokenizer(bpe.to_str(), 1, [2])
 
 
 def _in_bytes(text):
@@ -52,16 +53,14 @@ def _in_bytes(text):
     return whole.pre_tokenize_str(text)[0][0]
 
 
-def byte_pairs(texts, joined=(), unmerged=()):
+def byte_pairs(texts, joined=(), unmerged=(), special=(), added=()):
     """Byte-level, with a token of each text and of what only begins one, the first ones first.
 
     Args:
       texts: tokens.
       joined: pairs of texts that are one token together.
       unmerged: tokens that no merge makes.
-
-    Returns:
-      A `tokenizers.Tokenizer`.
+      special, added: tokens beside those.
     """
     vocab = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = []
@@ -79,7 +78,9 @@ def byte_pairs(texts, joined=(), unmerged=()):
     bpe = tokenizers.Tokenizer(models.BPE(vocab, merges))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    return bpe
+    bpe.add_special_tokens(list(special))
+    bpe.add_tokens(list(added))
+    return LmTokenizer(bpe.to_str())
 
 
 # The most frequent first.
@@ -92,9 +93,7 @@ NOT_WORDS = ["<|end|>", "<tool>", "<0x41>"]  # the last spells it, and is no byt
 
 
 @functools.cache
-def of_known_tokens():
-    """An `LmTokenizer` of the tokens above, so that what each filter lets pass is known."""
-    bpe = byte_pairs(TOKENS, [("日", "本"), ("ha", "ha")], [UNREACHABLE])
-    bpe.add_special_tokens(NOT_WORDS[:1])
-    bpe.add_tokens(NOT_WORDS[1:])
-    return LmTokenizer(bpe.to_str())
+def known_tokens():
+    """Of the tokens above, so that what each filter lets pass is known."""
+    joined = [("日", "本"), ("ha", "ha")]
+    return byte_pairs(TOKENS, joined, [UNREACHABLE], NOT_WORDS[:1], NOT_WORDS[1:])

@@ -1,7 +1,7 @@
 """The words that images are made of: a part of a frozen language model's vocabulary.
 
     usable = distinct_rows(table_VZ)  # of mmx.ops.lookup
-    vocabulary = make_vocabulary(tokenizer, usable, WORDS, min_letters=3, size=4096)
+    vocabulary = make_vocabulary(tokenizer, usable, tuple(FILTERS), min_letters=3, size=4096)
 
 An image's words are rows of this part, from 0, and never ids of the language model:
 :meth:`Vocabulary.lm_ids` and :meth:`Vocabulary.rows` lead from one to the other, and the hash of
@@ -266,7 +266,6 @@ FILTERS: dict[str, Callable[[LmTokenizer, int, str], bool]] = {
     # Behind a text, beside itself at a text's end and between two words the same id is found.
     "round_trip": _is_found_again,
 }
-WORDS = tuple(FILTERS)  # all: what a reader of an alphabet with spaces takes for words
 
 
 def make_vocabulary(

@@ -13,7 +13,7 @@ from tests.tokenizer_fakes import TEXTS, byte_level, with_byte_fallback
 
 
 def test_ids_come_back_whatever_the_text():
-    tokenizer = LmTokenizer(byte_level(), 0, [1])
+    tokenizer = byte_level()
     for text in (*TEXTS, "Ünïcödé ☃ \n\t", ""):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.start_ids == (0,) and tokenizer.eos_ids == (1,)
@@ -24,13 +24,13 @@ def test_ids_come_back_whatever_the_text():
 
 
 def test_what_an_id_adds_to_a_text():
-    tokenizer = LmTokenizer(byte_level())
+    tokenizer = byte_level()
     (dog,) = tokenizer.encode(" dog")
     assert tokenizer.token(dog) == "Ġdog" and tokenizer.string(dog) == " dog"
     assert tokenizer.string(tokenizer.encode("☃")[0]) == "\ufffd"
     assert tokenizer.token(10_000) is None
     # There a decoder drops the first space of a text: the word has it all the same.
-    tokenizer = LmTokenizer(with_byte_fallback(), 1, [2])
+    tokenizer = with_byte_fallback()
     assert tokenizer.decode([tokenizer.encode("dog")[0]]) == "dog"
     assert tokenizer.string(tokenizer.encode("dog")[0]) == " dog"
     assert tokenizer.encode("☃")[1:] == [3 + b for b in "☃".encode()]
@@ -38,7 +38,7 @@ def test_what_an_id_adds_to_a_text():
 
 def test_a_continuation_is_what_the_whole_text_has():
     """Pitfall 17: the candidate's ids are those behind its prefix, not those of it alone."""
-    tokenizer = LmTokenizer(byte_level())
+    tokenizer = byte_level()
     prefix = "Input: red dog\nOutput:"
     ids = tokenizer.continuation(prefix, " dog")
     assert tokenizer.encode(prefix) + ids == tokenizer.encode(prefix + " dog")
@@ -52,7 +52,7 @@ def test_a_continuation_is_what_the_whole_text_has():
 
 def test_ids_that_a_reader_of_the_text_would_not_find():
     """Pitfall 15: of random ids many are not what their text is cut into; of stable words all."""
-    tokenizer = LmTokenizer(byte_level())
+    tokenizer = byte_level()
     rng = np.random.default_rng(0)
     rows = rng.integers(2, tokenizer.vocab_size, (500, 6))
     stable = [tokenizer.is_stable(row) for row in rows]
@@ -62,22 +62,22 @@ def test_ids_that_a_reader_of_the_text_would_not_find():
     words = [n for n in range(2, 282) if tokenizer.string(n)[1:].isalpha()
              and tokenizer.string(n)[0] == " " and tokenizer.is_stable([n])]  # fmt: skip
     assert len(words) > 5
-    assert all(tokenizer.is_stable(rng.choice(words, 6)) for _ in range(10_000 // 6))
+    assert all(map(tokenizer.is_stable, rng.choice(words, (10_000, 6))))
 
 
 def test_the_hash_is_of_what_ids_mean():
-    ours = LmTokenizer(byte_level()).vocab_hash
-    changed = json.loads(byte_level())
+    ours = byte_level().vocab_hash
+    changed = json.loads(byte_level().to_str())
     changed["post_processor"] = None
     assert LmTokenizer(json.dumps(changed)).vocab_hash == ours and len(ours) == 16
     vocab = changed["model"]["vocab"]
     vocab["!"], vocab['"'] = vocab['"'], vocab["!"]
     assert LmTokenizer(json.dumps(changed)).vocab_hash != ours
-    assert LmTokenizer(LmTokenizer(byte_level()).to_str()).vocab_hash == ours
+    assert LmTokenizer(byte_level().to_str()).vocab_hash == ours
 
 
 def test_a_repository_says_what_ends_a_text(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(byte_level())
+    (tmp_path / "tokenizer.json").write_text(byte_level().to_str())
     write = lambda name, **fields: (tmp_path / name).write_text(json.dumps(fields))
     write("config.json", bos_token_id=0, eos_token_id=1)
     tokenizer = load_tokenizer(Repository(tmp_path))

@@ -34,7 +34,7 @@ def prepared(data_dir, tmp_path_factory):
     (weights / "tiny").mkdir()
     words = byte_pairs([f" {name}" for name in NAMES])
     (weights / "tiny/tokenizer.json").write_text(words.to_str())
-    size = words.get_vocab_size()
+    size = words.vocab_size
     config = dict(
         model_type="llama", vocab_size=size, hidden_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, intermediate_size=16, hidden_act="silu",

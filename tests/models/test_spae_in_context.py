@@ -24,7 +24,6 @@ from word_fakes import (
 
 from mmx.core.errors import UserError
 from mmx.core.rng import base_key
-from mmx.data.lm_text import LmTokenizer
 from mmx.data.vocabulary import Vocabulary
 from mmx.eval.images import psnr
 from mmx.models.language_model import FrozenLM, Sampling
@@ -81,7 +80,7 @@ def test_a_prompt_by_hand():
 def test_a_prompt_is_the_ids_of_its_text(made):
     """None of its pieces has a beginning of its own, as a tokenizer has it that puts a "▁" before
     each text; the byte-level one never had, and its ids are those of the pieces alone."""
-    tokenizer = LmTokenizer(made())
+    tokenizer = made()
     dog_a = np.array(tokenizer.inside(" dog a"))
     vocabulary, word = Vocabulary(dog_a, (" dog", " a"), "hash"), np.arange(2)
     of = Prompter(tokenizer, vocabulary, Pyramid((1, 1)), WINDOW)

@@ -19,7 +19,7 @@ from mmx.models.registry import make_task
 from mmx.models.rows import to_float
 from mmx.pretrained.causal_lm import load_embeddings
 from mmx.pretrained.hub import Repository
-from tests.tokenizer_fakes import of_known_tokens as tokenizer
+from tests.tokenizer_fakes import known_tokens
 
 
 def unit(x):
@@ -170,8 +170,8 @@ def test_clip_without_weights_has_their_shapes(guided):
 def lm_folder(tmp_path_factory):
     """A Llama of 8 numbers a row, whose tokenizer has some whole words."""
     folder = tmp_path_factory.mktemp("lm")
-    text = tokenizer().to_str()
-    size = tokenizer().vocab_size + 3  # rows of no token
+    text = known_tokens().to_str()
+    size = known_tokens().vocab_size + 3  # rows of no token
     (folder / "tokenizer.json").write_text(text)
     (folder / "config.json").write_text(
         json.dumps(
@@ -202,7 +202,7 @@ def test_a_run_takes_its_words_once(lm_folder, tmp_path):
     made = kept.keep_words(config, RunDir(tmp_path / "run"))
     assert made.vocabulary.strings == (" cat", " dog")
     np.testing.assert_array_equal(made.table_VW, rows[made.vocabulary.ids])
-    assert made.vocabulary.lm_hash == tokenizer().vocab_hash
+    assert made.vocabulary.lm_hash == known_tokens().vocab_hash
     # The language model may go.
     config.words.lm = "gone"
     again = kept.keep_words(config, RunDir(tmp_path / "run"))
