@@ -1,5 +1,7 @@
 """Semantic guidance against hand-made cases, brute force and the law of its draws."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,21 @@ def test_words_are_drawn_evenly_out_of_the_pool_and_never_from_outside():
     alone = guide.draw_from_pools(relative[:1], thresholds, keys[:1])
     np.testing.assert_array_equal(alone[0], chosen[0, 0])
     assert (chosen[:, 1, 1] == 0).mean() != (chosen[:, 1, 2] == 0).mean()
+
+
+def test_pools_of_falling_thresholds_are_nested():
+    """Pitfall 11: whatever the images, layer l's pool has all words of layer l - 1's."""
+    similarity = np.random.default_rng(2).normal([[0], [7], [-3]], [[1], [0.1], [9]], (3, 40))
+    thresholds = jnp.asarray([0.98, 0.95, 0.9, 0.85, 0.8, 0.3])
+    draws = 1000  # of the 33 words or so of the last pool, one is missed once in 10^12
+    keys = rngs.row_keys(rngs.base_key(1), "pool", jnp.arange(3 * draws))
+    relative = jnp.tile(guide.relative_similarity(similarity), (draws, 1))
+    chosen = np.asarray(guide.draw_from_pools(relative, thresholds, keys)).reshape(draws, 3, 6)
+    for image in range(3):
+        pools = [set(chosen[:, image, layer].tolist()) for layer in range(6)]
+        assert similarity[image].argmax() in pools[0]
+        assert all(above <= below for above, below in itertools.pairwise(pools))
+        assert len(pools[0]) < len(pools[-1]) < 40
 
 
 def test_the_loss_is_a_softmax_over_squared_distances():
