@@ -69,3 +69,11 @@ def test_activations_are_laid_out_on_the_mesh_that_is_set():
         np.testing.assert_array_equal(y_BLF, x_BLF)
         with pytest.raises(ShardingError, match=r"activation .*'act_batch' of size 3"):
             jax.jit(lambda x: constrain(x, "act_batch"))(jnp.ones(3))
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert partition.compiled_for() == "cpu"
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert partition.compiled_for() == "gpu"
