@@ -9,35 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import read_scalars, training
+from saved import largest, layout, run_of, same, state_of
 
 from mmx.core.errors import Unavailable, UserError
 from mmx.core.run_dir import RunDir, check_workdir, finished_steps, open_or_create
 from mmx.train import distributed
 from mmx.train.checkpoint import Checkpoints
 from mmx.train.start import read_weights
-from mmx.train.state import TrainState
-
-
-def state_of(seed, size=64, ema=True, **more):
-    draw = np.random.default_rng(seed)
-    weights = lambda: jnp.asarray(draw.normal(size=(size, size)), jnp.float32)
-    return TrainState(
-        step=jnp.int32(seed),
-        params={"a": {"kernel": weights()}, **more},
-        opt_state=({"mu": {"a": {"kernel": weights()}}}, (), {"count": jnp.int32(seed)}),
-        ema={"a": {"kernel": weights()}} if ema else None,
-        extra={"count": jnp.int32(7 * seed)},
-        bad_step=jnp.int32(-1),
-    )
-
-
-def layout(state):
-    return jax.eval_shape(lambda: state), jax.tree.map(lambda x: x.sharding, state)
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 @pytest.fixture
@@ -76,15 +54,8 @@ def test_a_state_comes_back_to_the_bit(tmp_path, ema):
         model = checkpoints.read_model(3)
         assert same(model["params"], state.params) and ("ema" in model) == ema
         checkpoints.close()
-    averaged, extra, _ = read_weights(_run(tmp_path))
+    averaged, extra, _ = read_weights(run_of(tmp_path))
     assert same(averaged, state.averaged) and extra["count"] == 21
-
-
-def _run(checkpoints):
-    class Run(RunDir):
-        checkpoints = property(lambda self: self.path)
-
-    return Run(checkpoints)
 
 
 def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
@@ -102,14 +73,10 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     checkpoints.close()
 
 
-def _largest(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
 DAMAGES = {
-    "half of the weights": lambda c: _cut(_largest(c / "model"), 0.5),
-    "half of the moments": lambda c: _cut(_largest(c / "train"), 0.5),
-    "no weights": lambda c: _largest(c / "model").unlink(),
+    "half of the weights": lambda c: _cut(largest(c / "model"), 0.5),
+    "half of the moments": lambda c: _cut(largest(c / "train"), 0.5),
+    "no weights": lambda c: largest(c / "model").unlink(),
     "an empty manifest": lambda c: _cut(c / "train/manifest.ocdbt", 0.0),
     "half of the names": lambda c: _cut(c / "model/_METADATA", 0.5),
     "no names": lambda c: (c / "train/_METADATA").unlink(),
@@ -182,7 +149,7 @@ def test_a_run_that_never_ended_a_save_has_not_saved(copied, toy_config):
 
 def test_when_all_are_broken_it_begins_anew(copied, capsys):
     for step in "12":
-        _cut(_largest(copied / step / "model"), 0.5)
+        _cut(largest(copied / step / "model"), 0.5)
     checkpoints = Checkpoints(copied)
     assert checkpoints.restore_newest(*layout(state_of(1))) is None
     assert "going on from the beginning" in capsys.readouterr().err
@@ -195,10 +162,10 @@ def test_when_all_are_broken_it_begins_anew(copied, capsys):
 def test_reading_weights_stops_and_names_the_others(copied, damage):
     DAMAGES[damage](copied / "2")
     with pytest.raises(UserError, match=r"cannot be read \(.*\); name another as RUN@STEP: \[1\]"):
-        read_weights(_run(copied))
-    assert read_weights(_run(copied), 1)[2] == 1
+        read_weights(run_of(copied))
+    assert read_weights(run_of(copied), 1)[2] == 1
     with pytest.raises(UserError, match=r"no checkpoint of step 9; there are \[1, 2\]"):
-        read_weights(_run(copied), 9)
+        read_weights(run_of(copied), 9)
     assert (copied / "2").is_dir()  # reading moves nothing
 
 
@@ -244,7 +211,7 @@ def test_a_broken_checkpoint_does_not_count_as_kept(tmp_path):
         checkpoints.save(step, state_of(step))
     checkpoints.close()
     assert finished_steps(folder) == [2, 3]
-    _cut(_largest(folder / "3/model"), 0.5)
+    _cut(largest(folder / "3/model"), 0.5)
     checkpoints = Checkpoints(folder, keep=2)
     assert checkpoints.restore_newest(*layout(state_of(1)))[0] == 2
     for step, kept in ((3, [2, 3]), (4, [3, 4])):
@@ -325,7 +292,7 @@ def test_training_goes_on_from_the_one_before(toy_config, train_toy, tmp_path, c
     config, folder = toy_config(), tmp_path / "run"
     train_toy(config, folder)
     unbroken = training(read_scalars(folder))
-    _cut(_largest(folder / "checkpoints/12/model"), 0.5)
+    _cut(largest(folder / "checkpoints/12/model"), 0.5)
     train_toy(config, folder)
     told = capsys.readouterr().err
     assert (

@@ -8,7 +8,7 @@ import threading
 
 import jax
 import pytest
-from test_checkpoint import _largest, _run, layout, same, state_of
+from saved import largest, layout, run_of, same, state_of
 
 from mmx.core.errors import UserError
 from mmx.train import digests
@@ -49,7 +49,7 @@ def newest(run):
 @pytest.mark.parametrize("item", ["model", "train"])
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_is_named_and_the_step_before_is_used(run, capsys, item, at):
-    file = _largest(run / "checkpoints/2" / item)
+    file = largest(run / "checkpoints/2" / item)
     flip(file, at)
     step, state = newest(run)
     assert step == 1 and same(state, state_of(1))
@@ -83,13 +83,13 @@ def test_without_a_usable_list_a_step_is_read_as_it_is(run, capsys, damage):
 
 
 def test_reading_weights_looks_at_the_model_alone(run):
-    flip(_largest(run / "checkpoints/2/train"))
-    assert read_weights(_run(run / "checkpoints"))[2] == 2
+    flip(largest(run / "checkpoints/2/train"))
+    assert read_weights(run_of(run / "checkpoints"))[2] == 2
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     assert checkpoints.is_readable(1) and not checkpoints.is_readable(2)
-    flip(_largest(run / "checkpoints/2/model"))
+    flip(largest(run / "checkpoints/2/model"))
     with pytest.raises(UserError, match=r"not as it was written, .*name another as RUN@STEP: \[1"):
-        read_weights(_run(run / "checkpoints"))
+        read_weights(run_of(run / "checkpoints"))
     checkpoints.close()
 
 
@@ -133,7 +133,7 @@ def test_a_killed_run_has_the_list_of_its_last_save(tmp_path):
     script = f"""
 import os, sys, time
 sys.path.insert(0, {str(digests.__file__.rpartition("/mmx/")[0] + "/tests/train")!r})
-from test_checkpoint import state_of
+from saved import state_of
 from mmx.train.checkpoint import Checkpoints
 checkpoints = Checkpoints({str(tmp_path / "run/checkpoints")!r})
 checkpoints.save(1, state_of(1))
@@ -144,7 +144,7 @@ while not os.path.exists({str(tmp_path / "run/checksums/1.json")!r}):
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == 9
-    flip(_largest(tmp_path / "run/checkpoints/1/model"))
+    flip(largest(tmp_path / "run/checkpoints/1/model"))
     assert newest(tmp_path / "run") is None
 
 
