@@ -20,8 +20,16 @@ from mmx.core.config import parse_arg
 
 
 def get_config(arg=""):
-    """``:tiny`` is a run of seconds, for tests."""
-    tiny = parse_arg(arg, tiny=False)["tiny"]
+    """``:tiny`` is a run of seconds, for tests.
+
+    What SPAE is compared with, and what it leaves open, each by itself or together. Instead of
+    averages of the words so far (SAQ), ``:rq`` has residuals at the same cells, ``:area`` those of
+    all cells, averaged (arXiv 2404.02905). Cells that the first layers have no word for get a
+    vector that is learned by ``:mask``, 0 by ``:zeros``, instead of the nearest word. ``:linear``
+    learns a projection of the words' rows (arXiv 2506.18898) instead of whitening them.
+    """
+    args = parse_arg(arg, tiny=False, rq=False, area=False, mask=False, zeros=False, linear=False)
+    tiny = args["tiny"]
     c = ConfigDict()
     c.family = "spae"
     c.seed = 0
@@ -45,7 +53,7 @@ def get_config(arg=""):
         min_letters=3,
         list="",
         size=4096,
-        table="whiten",
+        table="linear" if args["linear"] else "whiten",
         code_dim=32,
     )
     c.model = dict(
@@ -61,9 +69,9 @@ def get_config(arg=""):
     )
     c.pyramid = dict(
         sides=(1, 2, 4, 8, 8),
-        scheme="saq",
+        scheme="rq" if args["rq"] else "area" if args["area"] else "saq",
         standardize=True,
-        fill="nearest",
+        fill="mask" if args["mask"] else "zeros" if args["zeros"] else "nearest",
         short=0.3,  # of the rows are drawn from fewer layers than all
         commitment=0.1,
     )

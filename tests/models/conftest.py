@@ -113,9 +113,11 @@ def build(tmp_path_factory):
         """A task over 48 words in random places, and a teacher that likes a few for each caption;
         of teacher "clip" the run is a tiny CLIP with random weights, where the changes name none.
 
-        ``config.words.table="raw"`` is a table of 16 numbers.
+        Rows of 16 numbers are the table itself where the config has them whitened.
         """
-        small = {"words.size": 48, "words.width": 16, "words.code_dim": 16, "words.table": "raw"}
+        small = {"words.size": 48, "words.width": 16, "words.code_dim": 16}
+        if configs.load_config(spec).words.table == "whiten":
+            small["words.table"] = "raw"
         config, run = changed(spec, small | (changes or {})), run or run_dir()
         clip_guides = config.guidance.teacher == "clip"
         if clip_guides and "guidance.run" not in (changes or {}):

@@ -22,6 +22,8 @@ SPECS += [f"vqgan/muse256:{arg}" for arg in ("fsq", "lfq", "tiny,fsq", "tiny,lfq
 LATER = "unet,flow,by_modality,clean_copies"  # all that came after the paper
 SPECS += [f"transfusion/b16:{arg}" for arg in ("unet", LATER, f"tiny,{LATER}")]
 SPECS += [f"transfusion/openmoji32:{arg}" for arg in ("edit", "tiny,edit")]
+SPAES = ("rq,mask,linear", "area,zeros")  # what SPAE does not choose; test_spae.py trains them
+SPECS += [f"spae/openmoji32:{tiny}{arg}" for arg in SPAES for tiny in ("", "tiny,")]
 # muse config -> the tokenizer config it is trained on
 CODECS = {
     "muse/openmoji32": "vqgan/openmoji32",

@@ -1,16 +1,19 @@
 """SPAE: images through words and back, what moves and what stands, whom the words please."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from mmx.core import config as configs
 from mmx.core import rng as rngs
 from mmx.core import tree
 from mmx.core.errors import UserError
 from mmx.eval.word_meaning import meaning_scores
 from mmx.models import kept, words
+from mmx.models.registry import make_task
 from mmx.models.rows import to_float
 from mmx.models.spae import report as reports
 from mmx.ops import pyramid as pyramids
@@ -26,17 +29,16 @@ def mesh():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("arg", "changes"),
     [
         # As shipped, with a decay that must not reach the table.
-        {"optim.weight_decay": 0.1, "guidance.weight": 5.0, "guidance.temperature": 2.0},
-        {"pyramid.scheme": "area", "pyramid.fill": "zeros", "guidance.weight": 0.0},
-        {"pyramid.scheme": "rq", "pyramid.fill": "mask", "words.table": "linear",
-         "words.code_dim": 8},
+        ("tiny", {"optim.weight_decay": 0.1, "guidance.weight": 5.0, "guidance.temperature": 2.0}),
+        ("tiny,area,zeros", {"guidance.weight": 0.0}),
+        ("tiny,rq,mask,linear", {"words.code_dim": 8}),
     ],
-)  # fmt: skip
-def test_each_combination_trains_and_the_table_stands(build, changes):
-    task = build.spae(changes=SMALL | changes)
+)
+def test_each_combination_trains_and_the_table_stands(build, arg, changes):
+    task = build.spae(f"spae/openmoji32:{arg}", SMALL | changes)
     state, update = build.trainer(task)
     batch = build.rows(task, 8)
     start, errors, alike = state, [], []
@@ -58,8 +60,8 @@ def test_each_combination_trains_and_the_table_stands(build, changes):
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), start.params, state.params)
     for name in state.params:
         assert max(jax.tree.leaves(moved[name])) > 1e-3, name
-    assert ("mask" in state.params) == (task.config.pyramid.fill == "mask")
-    assert ("projection" in state.params) == (task.config.words.table == "linear")
+    assert ("mask" in state.params) == ("mask" in arg)
+    assert ("projection" in state.params) == ("linear" in arg)
     for layer, side in enumerate(task.pyramid.sides):
         most = min(8 * side**2, 48)
         assert 1 <= metrics[f"words/perplexity_{layer + 1}"] <= metrics[f"words/unique_{layer + 1}"]
@@ -68,11 +70,11 @@ def test_each_combination_trains_and_the_table_stands(build, changes):
 
 @pytest.fixture(scope="module")
 def trained(build):
-    """A task, its weights after some steps and a batch."""
+    """A task, its weights after some steps of ever new images and the last batch."""
     task = build.spae(changes=SMALL)
     state, update = build.trainer(task)
-    batch = build.rows(task, 8)
-    for _ in range(5):
+    for step in range(40):
+        batch = build.rows(task, 8, first=8 * step) | {"image": build.images(8, 32, seed=step)}
         state, _ = update(state, batch)
     return task, (state.params, state.extra), task._frozen_host(), batch
 
@@ -111,6 +113,44 @@ def test_the_layers_that_a_row_draws_are_its_own(trained, mesh):
         drawn = task.from_words(mesh)(params, extra, frozen, words[:, : ENDS[count - 1]])
         rows = np.flatnonzero(layers == count)
         np.testing.assert_allclose(recon[rows], drawn[rows], atol=1e-5)
+
+
+def test_more_layers_draw_better_what_training_did_not_see(trained, build, mesh):
+    """Pitfall 21: one decoder for every depth."""
+    task, weights, frozen, _ = trained
+    unseen = build.images(16, 32, seed=1000)
+    words = task.to_words(mesh)(*weights, frozen, unseen)
+    drawn = [task.from_words(mesh)(*weights, frozen, words[:, :end]) for end in ENDS]
+    errors = [np.square(image - to_float(unseen)).mean() for image in drawn]
+    assert (np.diff(errors) < 0).all() and errors[-1] < 0.5 * errors[0], errors
+
+
+def test_a_fresh_run_starts_within_4_nats_of_an_even_guess(build):
+    """Pitfall 13, of the shipped sizes, from rows with a large mean and a few strong directions, as
+    a language model has them.
+
+    A latent of unit variances, independent of words of the length sqrt(Z), has logits of the
+    variance 4 Z / temperature^2, so a loss above ln V by half of that: here by 4.
+    """
+    task = make_task(configs.load_config("spae/openmoji32"), None, abstract=True)
+    of, random = task.config.words, np.random.default_rng(0)
+    scales = np.arange(1, of.width + 1) ** -0.5
+    rows = random.normal(size=(of.size, of.width)) * scales
+    rotation, _ = np.linalg.qr(random.normal(size=(of.width, of.width)))
+    rows = (rows @ rotation + 0.5).astype(np.float32)
+    unit = lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+    frozen = {"table": words.TABLES[of.table](rows, of.code_dim), "teacher": {}, "perceptual": {},
+              "words": unit(random.normal(size=(of.size, 384)))}  # fmt: skip
+    batch = {"image": build.images(4, 32), "position": np.arange(4, dtype=np.uint32),
+             "teacher": unit(random.normal(size=(4, 384)))}  # fmt: skip
+
+    @jax.jit
+    def start(frozen, batch):
+        key = rngs.base_key(0)
+        params, extra = nn.unbox(task.init(key))
+        return task.loss(params, extra, frozen, batch, key, jnp.int32(0))[1][0]["loss/guidance"]
+
+    assert start(frozen, batch) == pytest.approx(np.log(of.size), abs=4)
 
 
 def loss_of(task, params, extra, batch, train=False):
