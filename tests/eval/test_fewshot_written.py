@@ -95,9 +95,9 @@ def test_a_text_that_is_another_s_truth_is_below_chance(tmp_path):
 @functools.cache
 def joined():
     """A tokenizer of which a token begins with a line's end, and one ends with it."""
-    bpe = tokenizer_fakes.byte_pairs((" dog", "\n"), unmerged=(".\n", "\n\n"))
-    bpe.add_special_tokens(["<|end|>"])
-    return tokenizer_fakes.LmTokenizer(bpe.to_str())
+    return tokenizer_fakes.byte_pairs(
+        (" dog", "\n"), unmerged=(".\n", "\n\n"), special=("<|end|>",)
+    )
 
 
 def ids(*tokens):
