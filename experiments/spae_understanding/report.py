@@ -6,6 +6,7 @@ from typing import Any
 from mmx.core.errors import UserError
 from mmx.eval.fewshot import FEW
 from mmx.eval.fewshot_scores import MEAN
+from mmx.eval.fewshot_written import RULES
 
 _ALIKE = ("run", "baseline", "lm", "lm_weights", "lm_dtype", "seed")  # of all studies of one table
 _COLUMNS = (  # of the first table: (title, reading, rule)
@@ -23,6 +24,11 @@ _LESS = (  # of the second: (title, reading that is taken off, rule)
     ("the same, no LM", "shuffled", "overlap"),
     ("less single layer", "baseline", "sum"),
     ("the same, no LM", "baseline", "overlap"),
+)
+_READINGS = (  # of the last: (title, reading)
+    ("the image", "words"),
+    ("images, dealt anew", "shuffled"),
+    ("a single layer", "baseline"),
 )
 _ROUNDING = 1e-9  # ours: an end of an interval so near to 0 is 0
 
@@ -83,6 +89,16 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         budgets = sorted({s["budget"] for s in of["scores"]})
         if len(budgets) > 1:
             lines += ["", *_by_budget(study["title"], of, budgets)]
+    lines += ["", "**Written in the model's own words, one example of a class without a list**", ""]
+    head = ["study", "words of", "the truth", "an answer that was shown", "nearer to the truth"]
+    lines += [_row(head), _row(["---"] * len(head))]
+    for study in done.values():
+        of = study["results"]["written"]
+        for told, reading in _READINGS:
+            wanted = [{"reading": reading, "rule": rule} for rule in RULES]
+            cells = [_spell(of["scores"], one, ".2f") for one in wanted]
+            if cells != ["-"] * len(cells):
+                lines.append(_row([study["title"], told, *cells]))
     return "\n".join(lines) + "\n"
 
 

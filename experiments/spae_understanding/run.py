@@ -42,6 +42,7 @@ _FASHION = "--source tfds:fashion_mnist"
 _NOTO = "--source tfds:openmoji/32 --queries tfds:noto/64 --label group --key codepoints"
 _CAPTIONS = "--source tfds:openmoji/32 --captions --ways 2 --episodes 6"
 _SCENES = "--source tfds:scenes/32 --words 21 --budgets 21 --ways 2 --episodes 6"
+WRITTEN = 12  # most tokens of an answer: ours
 # As many episodes as an hour of two cores reads; scenes without the baseline, which saves a third.
 STUDIES = {
     "fashion2": Asked("Fashion-MNIST, 2 ways", f"{_FASHION} --ways 2 --episodes 25"),
@@ -59,7 +60,7 @@ STUDIES = {
 def command(name: str, args: argparse.Namespace) -> list[str]:
     """A study as arguments of ``mmx``."""
     flags = [*STUDIES[name].flags.split(), "--lm", args.lm, "--lm_dtype", args.lm_dtype]
-    flags += ["--out", str(args.workdir / name)]
+    flags += ["--write", str(WRITTEN), "--out", str(args.workdir / name)]
     if args.data_dir:
         flags += ["--data_dir", args.data_dir]
     if STUDIES[name].baselined:

@@ -30,7 +30,7 @@ from mmx.eval.fewshot_scores import aligned, spell, wider
 from mmx.eval.word_meaning import JUDGE
 
 COLUMN = COLUMNS[0]  # one shot, no list of answers
-_OF = {"exact": stats.proportion, "repeated": stats.proportion, "meaning": stats.mean}
+RULES = {"exact": stats.proportion, "repeated": stats.proportion, "meaning": stats.mean}
 
 
 def plan(words: int, readings: Sequence[str]) -> list[Setting]:
@@ -123,7 +123,7 @@ def summary(
     clusters = of(readings[0], "truth"), of(readings[0], "episode")
     scores, differences = [], []
     for reading in readings:
-        for rule, kind in _OF.items():
+        for rule, kind in RULES.items():
             name, values = {"reading": reading, "rule": rule}, np.array(of(reading, rule), float)
             scores.append(name | wider(kind, values, *clusters))
             if reading != "words":
@@ -154,7 +154,7 @@ def table(found: dict[str, Any]) -> list[str]:
         f"written: {found['column']}, {found['budget']} words, up to {found['tokens']} tokens; "
         f"meaning: {found['judge']}'s cosine with the truth less that with the others'"
     ]
-    rows = [("", *_OF)]
+    rows = [("", *RULES)]
     for kind, before, form in (("scores", "", ".2f"), ("differences", "words less ", "+.3f")):
         for reading in dict.fromkeys(score["reading"] for score in found[kind]):
             cells = [spell(s, form) for s in found[kind] if s["reading"] == reading]

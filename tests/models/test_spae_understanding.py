@@ -33,7 +33,7 @@ def test_each_study_is_a_command():
     by_name = {name: parsed(name) for name in run.STUDIES}
     for name, args in by_name.items():
         assert (args.run_dir, args.lm, args.data_dir) == ("runs/a", "some/lm", "data")
-        assert args.lm_dtype == "bfloat16"
+        assert args.lm_dtype == "bfloat16" and args.write == run.WRITTEN
         assert args.out == f"out/{name}" and args.ways == int(name[-1])
         assert args.baseline == (None if args.ask else "runs/b")
         assert args.episodes == (25 if args.ways == 2 and not (args.ask or args.captions) else 6)
@@ -62,6 +62,13 @@ RESULTS = {
         score("shuffled", 5, report.MEAN, "sum", 0.2),
         score("shuffled", 5, report.MEAN, "mean", 0.1 + 1e-17),
     ],
+    "written": {
+        "scores": [
+            score("words", 5, "", "exact", 0.3),
+            score("words", 5, "", "meaning", -0.1),
+            score("shuffled", 5, "", "repeated", 0.4),
+        ]
+    },
 }  # fmt: skip
 
 
@@ -85,6 +92,10 @@ def test_the_table_by_hand():
     assert lines[at + 2 : at + 4] == [
         "| words | 0.60 [0.50, 0.70] | 0.65 [0.55, 0.75] |",
         "| words, no LM | 0.80 [0.70, 0.90] | - |",
+    ]
+    assert lines[-2:] == [
+        "| One | the image | 0.30 [0.20, 0.40] | - | -0.10 [-0.20, 0.00] |",
+        "| One | images, dealt anew | - | 0.40 [0.30, 0.50] | - |",
     ]
     assert report.table({"one": found["one"]}).startswith("some/lm reads")
 

@@ -100,6 +100,11 @@ def test_psnr_and_strips_are_of_whole_videos(trained, mesh):
     np.testing.assert_allclose(found, 10 * np.log10(4 / error), rtol=1e-4)
 
 
+def test_a_report_is_of_as_many_frames_as_images(monkeypatch):
+    monkeypatch.setattr(reports, "MAX_EXAMPLES", 100)
+    assert [reports.most(dict(frames=16)), reports.most({})] == [6, 100]
+
+
 def test_a_video_run_starts_as_the_image_run(trained, build, mesh):
     """Words of a video that stands still are drawn as the image's, by an image run's weights."""
     task, weights, _, _ = trained
