@@ -8,7 +8,8 @@
     mmx train --config spae/moving32 --workdir runs/moving --init_from runs/spae
     mmx describe runs/moving strip.png
 
-An hour of two cores: 23.5 dB of PSNR on test by all words (17.6 by the first, 17.8, 18.9, 22.2).
+An hour of two cores: 23.5 dB of PSNR on test by all words, 17.7 by the first
+(experiments/spae_generation/README.md).
 The network is that of spae/openmoji32 with windows of three frames, whose weights it takes
 (arXiv 2212.05199 sec. 3.1). SPAE's video latents are 4x16x16 of 16x128x128, recalled; its layers of
 them are not known to us. The sizes here are ours.

@@ -16,13 +16,13 @@ layers.
 
 from ml_collections import ConfigDict
 
-from mmx.core.config import parse_arg
+from mmx.core.config import one_of, parse_arg
 
 
 def get_config(arg=""):
     """``:tiny`` is a run of seconds, for tests.
 
-    What SPAE is compared with, and what it leaves open, each by itself or together. Instead of
+    What SPAE is compared with, and what it leaves open, one of each alone or together. Instead of
     averages of the words so far (SAQ), ``:rq`` has residuals at the same cells, ``:area`` those of
     all cells, averaged (arXiv 2404.02905). Cells that the first layers have no word for get a
     vector that is learned by ``:mask``, 0 by ``:zeros``, instead of the nearest word. ``:linear``
@@ -69,9 +69,9 @@ def get_config(arg=""):
     )
     c.pyramid = dict(
         sides=(1, 2, 4, 8, 8),
-        scheme="rq" if args["rq"] else "area" if args["area"] else "saq",
+        scheme=one_of(args, "rq", "area") or "saq",
         standardize=True,
-        fill="mask" if args["mask"] else "zeros" if args["zeros"] else "nearest",
+        fill=one_of(args, "mask", "zeros") or "nearest",
         short=0.3,  # of the rows are drawn from fewer layers than all
         commitment=0.1,
     )

@@ -13,7 +13,7 @@ quantizers without a codebook. Not trained to the end by us: no score to compare
 
 from ml_collections import ConfigDict
 
-from mmx.core.config import parse_arg
+from mmx.core.config import one_of, parse_arg
 
 
 def get_config(arg=""):
@@ -47,10 +47,11 @@ def get_config(arg=""):
         norm="group",  # MaskGIT
         linear_path=False,  # as the paper
     )
-    if flags["fsq"]:
+    quantizer = one_of(flags, "fsq", "lfq")
+    if quantizer == "fsq":
         levels = (4, 4, 4) if tiny else (8, 8, 8, 4, 4)  # 8192 codes; arXiv 2309.15505
         c.quantizer = dict(kind="fsq", levels=levels)  # ours
-    elif flags["lfq"]:
+    elif quantizer == "lfq":
         c.quantizer = dict(
             kind="lfq",  # ours
             bits=6 if tiny else 13,  # 2^13 = 8192 codes; arXiv 2310.05737

@@ -25,18 +25,24 @@ _LESS = (  # of the second: (title, reading that is taken off, rule)
     ("less single layer", "baseline", "sum"),
     ("the same, no LM", "baseline", "overlap"),
 )
-_READINGS = (  # of the last: (title, reading)
-    ("the image", "words"),
-    ("images, dealt anew", "shuffled"),
-    ("a single layer", "baseline"),
+_WRITTEN = (  # of the last: (title, key of the results, reading)
+    ("words", "scores", "words"),
+    ("words dealt anew", "scores", "shuffled"),
+    ("single layer", "scores", "baseline"),
+    ("words less words dealt anew", "differences", "shuffled"),
+    ("words less single layer", "differences", "baseline"),
 )
 _ROUNDING = 1e-9  # ours: an end of an interval so near to 0 is 0
 
 
 def check_alike(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError: two studies are of other runs, or asked another model; names the first."""
+    """Raises UserError: two studies are of other runs, or asked another model; names the first. Or
+    nothing is written in one."""
     known: dict[str, tuple[str, Any]] = {}
     done = {name: study["results"]["recipe"] for name, study in found.items() if study["results"]}
+    for name in done:
+        if "written" not in found[name]["results"]:
+            raise UserError(f"{name} has no written answers: delete its results.json")
     for name, recipe in done.items():
         for field in _ALIKE:
             value = recipe.get(field)
@@ -80,8 +86,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     settled = sum(d["low"] > _ROUNDING or d["high"] < -_ROUNDING for d in differences)
     lines += [
         "",
-        f"Of all {len(differences)} differences from the controls, by every column, rule and "
-        f"number of words, {settled} have an interval without 0.",
+        f"Of all {len(differences)} differences from the controls, of closed answers by every "
+        f"column, rule and number of words, {settled} have an interval without 0.",
     ]
     lines += ["", "**Accuracy by words an image, one example of a class with the list of answers**"]
     for study in done.values():
@@ -90,13 +96,13 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         if len(budgets) > 1:
             lines += ["", *_by_budget(study["title"], of, budgets)]
     lines += ["", "**Written in the model's own words, one example of a class without a list**", ""]
-    head = ["study", "words of", "the truth", "an answer that was shown", "nearer to the truth"]
+    head = ["study", "", "the truth", "an answer that was shown", "nearer to the truth"]
     lines += [_row(head), _row(["---"] * len(head))]
     for study in done.values():
-        of = study["results"]["written"]
-        for told, reading in _READINGS:
+        for told, kind, reading in _WRITTEN:
+            form = ".2f" if kind == "scores" else "+.2f"
             wanted = [{"reading": reading, "rule": rule} for rule in RULES]
-            cells = [_spell(of["scores"], one, ".2f") for one in wanted]
+            cells = [_spell(study["results"]["written"][kind], one, form) for one in wanted]
             if cells != ["-"] * len(cells):
                 lines.append(_row([study["title"], told, *cells]))
     return "\n".join(lines) + "\n"

@@ -1,7 +1,8 @@
 """What a frozen language model understands of pictures by a run's words: `mmx fewshot`, nine times.
 
     mmx prepare openmoji --config 32; mmx prepare noto; mmx prepare fashion_mnist
-    mmx prepare scenes --config 32; mmx prepare lm; mmx prepare sentences minilm
+    mmx prepare scenes --config 32; mmx prepare lm
+    mmx prepare sentences minilm; mmx prepare sentences wordllama
     mmx train --config spae/openmoji32 --workdir runs/spae
     mmx train --config spae/openmoji32 --workdir runs/single \\
         --config.pyramid.sides="(8,)" --config.guidance.weight=0

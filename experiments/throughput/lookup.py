@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ways as timing
+import timing
 
 from mmx.ops import pyramid as pyramids
 from mmx.ops.lookup import embed_words

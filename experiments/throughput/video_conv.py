@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ways as timing
+import timing
 
 from mmx.nn.conv import convolve_frames, convolve_volume
 

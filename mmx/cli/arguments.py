@@ -56,7 +56,7 @@ def add_lm(parser) -> None:
         "--lm_dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of its weights, which lie spread over all devices (default: %(default)s)",
+        help="of its weights, which lie spread over the devices (default: %(default)s)",
     )
 
 

@@ -167,7 +167,7 @@ def run(args) -> int:
     attribution = [run_dir.attribution(), *(s.info.attribution for s in sides if s is not None)]
     found = None
     if args.write:
-        found = fewshot_written.summary(written, to_write, episodes, judge.embed)
+        found = fewshot_written.summary(written, to_write, episodes, JUDGE, judge.embed)
     lines = fewshot_report.write(
         out, asked_by, answers, settings, episodes, reading, sides, args.words,
         "; ".join(dict.fromkeys(filter(None, attribution))), found,

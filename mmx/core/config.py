@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,18 @@ def parse_arg(arg: str, **known: Any) -> dict[str, Any]:
             raise UserError(f"config argument {part!r} is unknown; known: {', '.join(known)}")
         out[part] = True
     return out
+
+
+def one_of(flags: Mapping[str, bool], *names: str) -> str:
+    """The one of these flags of :func:`parse_arg` that is set; "" if none is.
+
+    Raises:
+      UserError: two are.
+    """
+    chosen = [name for name in names if flags[name]]
+    if len(chosen) > 1:
+        raise UserError(f"config arguments {' and '.join(map(repr, chosen))}: give one of them")
+    return "".join(chosen)
 
 
 def flat_items(config: Any, prefix: str = "") -> dict[str, Any]:

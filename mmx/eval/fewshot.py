@@ -14,6 +14,7 @@ Controls: "shuffled" are the words of the images of an episode, dealt anew among
 no language model at all (see :func:`overlap`). What it comes to is `mmx.eval.fewshot_scores`.
 """
 
+import abc
 import json
 import math
 import re
@@ -165,14 +166,16 @@ def _bag(words: np.ndarray, weight: int) -> Counter[int]:
 # ---------------------------------------------------------------- all episodes
 
 
-class Lines:
+class Lines(abc.ABC):
     """What was said, a line for each query of each setting; whole blocks of episodes.
 
     The first line is the recipe, the others say ``{"setting": "words 5 1 3 0", "episode": 4,
     "query": 0}`` and more, which is of the two kinds: :class:`Answers` and
-    `mmx.eval.fewshot_written.Written`. Those also say how a language model is asked (`reply`), how
-    many tokens it holds for that (`need`), and for its user `what` is done and which `flags` make
-    those fewer.
+    `mmx.eval.fewshot_written.Written`.
+
+    Attributes:
+      what: is done, for a reader.
+      flags: by which a prompt gets shorter.
 
     Args:
       file: JSON lines, which need not be there yet.
@@ -181,6 +184,17 @@ class Lines:
     Raises:
       UserError: a line that is none of ours, or another recipe.
     """
+
+    what: str
+    flags: str
+
+    @abc.abstractmethod
+    def need(self, question: Question) -> int:
+        """Tokens that a language model has to hold for it."""
+
+    @abc.abstractmethod
+    def reply(self, lm: Any, asked: Sequence[Question]) -> list[dict[str, Any]]:
+        """What it says to each question."""
 
     def __init__(self, file: Path, recipe: Mapping[str, Any]):
         self.file = file
@@ -212,12 +226,15 @@ class Lines:
     ) -> None:
         """Of each query of the episodes, one after another, what its line says besides; in the
         place of what there was of these episodes, which may be a part."""
-        rows = iter(said)
         for episode in episodes:
-            place = {"setting": setting.key, "episode": episode.number}
             self._known[setting.key, episode.number] = []
-            for query in range(len(episode.queries)):
-                self._add({**place, "query": query, **next(rows)})
+        places = [
+            {"setting": setting.key, "episode": episode.number, "query": query}
+            for episode in episodes
+            for query in range(len(episode.queries))
+        ]
+        for place, more in zip(places, said, strict=True):
+            self._add({**place, **more})
         lines = [self._recipe, *(line for some in self._known.values() for line in some)]
         storage.write(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
 

@@ -3,7 +3,7 @@
     settings = plan(words=5, readings=("words", "shuffled"))
     written = Written(file, recipe, tokenizer, TEMPLATES["captions"].end, most=12)
     fewshot.complete(written, settings, episodes, ask, lm, room=8192)
-    print(table(summary(written, settings, episodes, judge.embed)))
+    print(table(summary(written, settings, episodes, "wordllama", judge.embed)))
 
 The open form of SPAE's captions and answers (arXiv 2306.17842), in which Frozen and SPAE score
 their classes, too. One image of each class is shown, and no list of answers: so that nothing but
@@ -27,7 +27,6 @@ from mmx.eval import fewshot, stats
 from mmx.eval.episodes import COLUMNS, Episode, supports
 from mmx.eval.fewshot import Question, Setting
 from mmx.eval.fewshot_scores import aligned, spell, wider
-from mmx.eval.word_meaning import JUDGE
 
 COLUMN = COLUMNS[0]  # one shot, no list of answers
 RULES = {"exact": stats.proportion, "repeated": stats.proportion, "meaning": stats.mean}
@@ -43,7 +42,7 @@ class Written(fewshot.Lines):
     what more tokens would have gone on with.
 
     Args:
-      file, recipe: see `fewshot.Lines`; the recipe says ``end`` and ``most``, too.
+      file, recipe: see `fewshot.Lines`; the recipe says how ``end`` and ``most`` are, too.
       tokenizer: of the language model.
       end: of an answer.
       most: tokens that are written.
@@ -86,12 +85,14 @@ def summary(
     written: Written,
     settings: Sequence[Setting],
     episodes: Sequence[Episode],
+    judge: str,
     embed: Callable[[Sequence[str]], np.ndarray],
 ) -> dict[str, Any]:
     """Each text beside its truth, and what they come to, with the intervals of `fewshot_scores`.
 
     Args:
-      embed: texts, none empty -> unit rows [n, E], of the judge; never of the words' teacher.
+      judge: its name; never the words' teacher.
+      embed: its: texts, none empty -> unit rows [n, E].
 
     Returns:
       What JSON can hold: "tokens", "column", "budget", "judge"; "rows", a dict for each query of
@@ -131,7 +132,7 @@ def summary(
                 differences.append(name | wider(stats.mean, more, *clusters))
     return {
         "tokens": written.most, "column": str(COLUMN), "budget": settings[0].budget,
-        "judge": JUDGE, "scores": scores, "differences": differences, "rows": rows,
+        "judge": judge, "scores": scores, "differences": differences, "rows": rows,
     }  # fmt: skip
 
 

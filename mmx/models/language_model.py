@@ -87,11 +87,17 @@ def load_frozen_lm(repository: Repository, dtype: str) -> "FrozenLM":
     Raises:
       UserError: see :func:`mmx.pretrained.causal_lm.load_causal_lm`.
     """
-    ways = math.gcd(read_architecture(repository).width, jax.device_count())
-    mesh = make_mesh({"slice": 1, "data": -1, "fsdp": ways, "tensor": 1})
+    mesh = make_mesh(_spread(read_architecture(repository).width, jax.devices()))
     spread = lambda boxed: infer_shardings(boxed, mesh)
     arch, params = load_causal_lm(repository, spread, DTYPES[dtype])
     return FrozenLM(arch, params, DTYPES[dtype], mesh)
+
+
+def _spread(width: int, devices: Sequence[jax.Device]) -> dict[str, int]:
+    """Sizes of a mesh: within each TPU slice over as many devices as divide the width."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    ways = math.gcd(width, len(devices) // slices)
+    return {"slice": slices, "data": -1, "fsdp": ways, "tensor": 1}
 
 
 class FrozenLM:

@@ -136,3 +136,11 @@ def test_arguments_are_flags():
     assert configs.parse_arg("b,tiny", tiny=False, b=False) == {"tiny": True, "b": True}
     with pytest.raises(UserError, match="config argument 'tinny' is unknown; known: tiny"):
         configs.parse_arg("tinny", tiny=False)
+
+
+def test_one_of_several_arguments():
+    of = lambda *chosen: {name: name in chosen for name in ("a", "b", "c")}
+    assert configs.one_of(of("c"), "a", "b") == ""
+    assert configs.one_of(of("b", "c"), "a", "b") == "b"
+    with pytest.raises(UserError, match="config arguments 'a' and 'b': give one of them"):
+        configs.one_of(of("a", "b"), "a", "b")

@@ -9,8 +9,9 @@ import pytest
 
 from mmx.core.errors import UserError
 from mmx.eval import episodes as eps
-from mmx.eval import fewshot, fewshot_written
+from mmx.eval import fewshot, fewshot_written, stats
 from mmx.eval.episodes import Item, Pool
+from mmx.eval.fewshot_scores import wider
 from mmx.eval.fewshot_written import Written
 from mmx.eval.prompts import TEMPLATES
 from mmx.models.language_model import Drawn, FrozenLM
@@ -44,7 +45,7 @@ def embed(texts):
 def test_who_copies_is_right_once_an_episode_and_means_nothing(tmp_path):
     written = lines(tmp_path / "written")
     fewshot.complete(written, SETTINGS, EPISODES, ask, reader.Copier(), room=2000)
-    found = fewshot_written.summary(written, SETTINGS, EPISODES, embed)
+    found = fewshot_written.summary(written, SETTINGS, EPISODES, "reader", embed)
     scores = {(s["reading"], s["rule"]): s for s in found["scores"]}
     for reading in ("words", "shuffled"):
         values = [scores[reading, rule]["value"] for rule in ("exact", "repeated", "meaning")]
@@ -57,10 +58,37 @@ def test_who_copies_is_right_once_an_episode_and_means_nothing(tmp_path):
     for row, episode in zip(rows[::2], EPISODES):
         assert row["text"] == episode.rounds[0][-1].answer and row["truth"] == episode.candidates[0]
     told = "\n".join(fewshot_written.table(found))
-    assert "written: no induction, 1 shot, 5 words, up to 20 tokens; meaning: wordllama's" in told
+    assert "written: no induction, 1 shot, 5 words, up to 20 tokens; meaning: reader's" in told
     assert "words less shuffled  +0.000 [+0.000, +0.000]" in told and "cut at" not in told
     assert f"{rows[0]['truth']} (wrote: {rows[0]['text']})" in told
     json.dumps(found)
+
+
+def test_differences_and_clusters_by_hand(tmp_path):
+    """The words' texts are right, those of the others wrong; of one reading whole episodes are
+    right or wrong, and an interval knows that its queries are no chances of their own."""
+    written = lines(tmp_path / "written")
+    for setting in SETTINGS:
+        for episode in EPISODES:
+            truths = [item.answer for item in episode.queries]
+            right = setting.reading == "words" or episode.number % 2 == 0
+            texts = truths if right else truths[::-1]
+            written.add(setting, [episode], [{"text": t, "ended": True} for t in texts])
+    found = fewshot_written.summary(written, SETTINGS, EPISODES, "reader", embed)
+    found_of = lambda kind: {(s["reading"], s["rule"]): s for s in found[kind]}
+    differences = found_of("differences")
+    assert differences["shuffled", "exact"]["value"] == 0.5
+    assert differences["shuffled", "meaning"]["value"] == 1.0  # 1 less the mean of 1 and -1
+    shuffled = [row for row in found["rows"] if row["reading"] == "shuffled"]
+    values = np.array([row["exact"] for row in shuffled], float)
+    clusters = [row["truth"] for row in shuffled], [row["episode"] for row in shuffled]
+    wanted = wider(stats.proportion, values, *clusters)
+    score = found_of("scores")["shuffled", "exact"]
+    assert {k: score[k] for k in wanted} == wanted
+    alone = stats.proportion(values)
+    assert score["high"] - score["low"] > 1.2 * (alone.high - alone.low)
+    more = wider(stats.mean, 1 - values, *clusters)
+    assert {k: differences["shuffled", "exact"][k] for k in more} == more
 
 
 def fixed(texts, tmp_path, ended=True):
@@ -70,7 +98,7 @@ def fixed(texts, tmp_path, ended=True):
     episode = eps.Episode(0, tuple(item.answer for item in queries), shown, queries)
     written = lines(tmp_path / "fixed")
     written.add(SETTINGS[0], [episode], [{"text": text, "ended": ended} for text in texts])
-    return fewshot_written.summary(written, SETTINGS[:1], [episode], embed)
+    return fewshot_written.summary(written, SETTINGS[:1], [episode], "reader", embed)
 
 
 def test_the_rules_by_hand(tmp_path, monkeypatch):

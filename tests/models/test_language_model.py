@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -183,20 +184,27 @@ def test_draws_have_the_law_that_is_asked_for():
         assert ((got > 0) == (np.array(wanted) > 0)).all()
 
 
-def test_weights_that_lie_on_a_mesh_write_the_same():
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_lie_on_a_mesh_write_the_same(tied):
+    arch = dataclasses.replace(ARCH, tied=tied)
     mesh = make_mesh(dict(slice=1, data=2, fsdp=2, tensor=2))
-    shapes = jax.eval_shape(CausalLM(ARCH).init, jax.random.key(0), jnp.zeros((1, 1), int))
+    shapes = jax.eval_shape(CausalLM(arch).init, jax.random.key(0), jnp.zeros((1, 1), int))
     shardings = infer_shardings(shapes["params"], mesh)
-    sharded = FrozenLM(ARCH, jax.device_put(lm().params, shardings), mesh=mesh)
-    assert sharded.params["tokens"]["embedding"].sharding.spec == PartitionSpec("tensor", "fsdp")
+    params = lm().params
+    if not tied:  # other rows than those that are read
+        params |= {"head": {"embedding": 2 * jnp.roll(params["tokens"]["embedding"], 1, 0)}}
+    whole = FrozenLM(arch, params)
+    sharded = FrozenLM(arch, jax.device_put(params, shardings), mesh=mesh)
+    table = sharded.params["tokens" if tied else "head"]["embedding"]
+    assert table.sharding.spec == PartitionSpec("tensor", "fsdp")
     three = PROMPTS[:3]  # four devices have a row each, one of them a copy
-    for a, b in zip(sharded.generate(three, 2, KEY), lm().generate(PROMPTS, 2, KEY)):
+    for a, b in zip(sharded.generate(three, 2, KEY), whole.generate(PROMPTS, 2, KEY)):
         np.testing.assert_array_equal(a.ids, b.ids)
         np.testing.assert_allclose(a.log_prob, b.log_prob, atol=1e-4)
     # Two of one start and one of another, on four devices.
     three, candidates = [[*PROMPTS[3], 1], [*PROMPTS[3], 2, 3], PROMPTS[1]], [[[5], [6, 7]]] * 3
     sums = lambda rows: [[score.sum for score in row] for row in rows]
-    wanted = sums(lm().score(three, candidates))
+    wanted = sums(whole.score(three, candidates))
     np.testing.assert_allclose(sums(sharded.score(three, candidates)), wanted, atol=1e-4)
 
 
@@ -212,6 +220,13 @@ def published(folder, name, heads=4):
     shapes = {n: [width if d in (8, 16) else d for d in s] for n, s in model["tensors"].items()}
     save_file(weights(shapes), folder / "model.safetensors")
     return Repository(folder)
+
+
+def test_a_model_is_spread_within_each_slice():
+    devices = [SimpleNamespace(slice_index=i // 8) for i in range(16)]
+    assert language_model._spread(576, devices) == {"slice": 2, "data": -1, "fsdp": 8, "tensor": 1}
+    assert language_model._spread(12, devices) == {"slice": 2, "data": -1, "fsdp": 4, "tensor": 1}
+    assert language_model._spread(576, [SimpleNamespace()] * 5)["fsdp"] == 1
 
 
 def scores_of(net):

@@ -67,7 +67,8 @@ RESULTS = {
             score("words", 5, "", "exact", 0.3),
             score("words", 5, "", "meaning", -0.1),
             score("shuffled", 5, "", "repeated", 0.4),
-        ]
+        ],
+        "differences": [score("shuffled", 5, "", "exact", 0.2)],
     },
 }  # fmt: skip
 
@@ -93,9 +94,10 @@ def test_the_table_by_hand():
         "| words | 0.60 [0.50, 0.70] | 0.65 [0.55, 0.75] |",
         "| words, no LM | 0.80 [0.70, 0.90] | - |",
     ]
-    assert lines[-2:] == [
-        "| One | the image | 0.30 [0.20, 0.40] | - | -0.10 [-0.20, 0.00] |",
-        "| One | images, dealt anew | - | 0.40 [0.30, 0.50] | - |",
+    assert lines[-3:] == [
+        "| One | words | 0.30 [0.20, 0.40] | - | -0.10 [-0.20, 0.00] |",
+        "| One | words dealt anew | - | 0.40 [0.30, 0.50] | - |",
+        "| One | words less words dealt anew | +0.20 [+0.10, +0.30] | - | - |",
     ]
     assert report.table({"one": found["one"]}).startswith("some/lm reads")
 
@@ -116,6 +118,9 @@ def test_one_table_is_of_one_run_and_model(field):
         with pytest.raises(UserError, match=f"two has {field}=None"):
             report.check_alike({"one": of(RECIPE), "two": older})
     other = of(RECIPE | {field: "other"})
+    unwritten = {"title": "", "results": {k: v for k, v in RESULTS.items() if k != "written"}}
+    with pytest.raises(UserError, match=r"four has no written answers: delete its results\.json"):
+        report.check_alike({"one": of(RECIPE), "four": unwritten})
     with pytest.raises(UserError, match=f"three has {field}=other, one has .*another --workdir"):
         report.check_alike({"one": of(RECIPE), "two": alone, "three": other})
 

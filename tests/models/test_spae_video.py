@@ -1,5 +1,7 @@
 """SPAE of videos: learns one, says it in words, draws it from them, starts from an image's run."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,9 +102,24 @@ def test_psnr_and_strips_are_of_whole_videos(trained, mesh):
     np.testing.assert_allclose(found, 10 * np.log10(4 / error), rtol=1e-4)
 
 
-def test_a_report_is_of_as_many_frames_as_images(monkeypatch):
+@pytest.mark.parametrize(("frames", "count"), [(16, 6), (0, 100)])
+def test_a_report_is_of_as_many_frames_as_images(frames, count, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def rebuilding(task, mesh, split, limit):
+        raise Asked(split, limit)
+
     monkeypatch.setattr(reports, "MAX_EXAMPLES", 100)
-    assert [reports.most(dict(frames=16)), reports.most({})] == [6, 100]
+    monkeypatch.setattr(reports, "Rebuilding", rebuilding)
+    monkeypatch.setattr(reports, "load_sentences", lambda *_: SimpleNamespace(embed=np.array))
+    data = SimpleNamespace(data_dir="", split="train", get=lambda *_: frames)
+    config = SimpleNamespace(data=data, eval=SimpleNamespace(splits=("test",)))
+    vocabulary = SimpleNamespace(words=lambda rows: [""] * len(rows))
+    task = SimpleNamespace(config=config, num_words=3, vocabulary=vocabulary)
+    with pytest.raises(Asked) as asked:
+        reports.report(task, SimpleNamespace(mesh=None), 0)
+    assert asked.value.args == ("train", count)
 
 
 def test_a_video_run_starts_as_the_image_run(trained, build, mesh):

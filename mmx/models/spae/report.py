@@ -144,7 +144,7 @@ def pyramid_section(
     return Section(shown(pyramid, np.stack([image_HWC, *recon_PHWC])), captions, title)
 
 
-def most(data) -> int:
+def _examples_scored(data) -> int:
     """Examples of a split that are scored, by ``config.data``: videos of as many frames as there
     would be images."""
     return MAX_EXAMPLES // max(1, data.get("frames", 0))
@@ -167,7 +167,7 @@ def report(task, run: OpenRun, seed: int) -> Report:
     meaning_VE, splits = judge.embed(strings), config.eval.splits
     scores: dict[str, Score | float] = {}
     for split in dict.fromkeys((*trained_splits(data.split), *splits)):
-        of_split = Rebuilding(task, run.mesh, split, most(data))
+        of_split = Rebuilding(task, run.mesh, split, _examples_scored(data))
         more, words_NT = of_split.scores(run.params, run.extra, run.frozen)
         examples = list(itertools.islice(of_split.source.outlines(), len(words_NT)))
         captions = judge.embed([e["text"] for e in examples])
