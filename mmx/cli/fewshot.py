@@ -17,8 +17,8 @@ examples:
   mmx fewshot runs/spae --source tfds:scenes/32 --ask count --ways 3
   mmx fewshot runs/spae --source tfds:openmoji/32 --captions --baseline runs/lqae
   mmx fewshot runs/spae --source tfds:openmoji/32 --captions --write 12
-  mmx fewshot runs/spae --source tfds:fashion_mnist --lm HuggingFaceTB/SmolLM2-1.7B \\
-      --lm_dtype bfloat16
+  mmx fewshot runs/spae --source tfds:fashion_mnist --ways 5 --lm HuggingFaceTB/SmolLM2-1.7B
+  mmx fewshot runs/spae --source tfds:fashion_mnist --lm mine --lm_dtype bfloat16
 
 Each episode shows images of a few classes, as words with their answers, and asks about one more of
 each class. Seven columns as in the tables of Frozen and SPAE (with and without the list of answers

@@ -99,11 +99,12 @@ def test_a_second_launch_is_the_same_run_or_refused(pod):
 
 
 def test_stop_waits_for_the_save_and_kills_what_ignores_it(pod):
-    child = "(trap '' TERM; while :; do sleep 0.05; done) & echo $! >~/child; trap '' TERM; wait"
-    behave(
-        pod, "trap 'sleep 0.5; touch ~/saved; exit 75' TERM; while :; do sleep 0.05; done", child
-    )
+    forever = "while :; do sleep 0.05; done"
+    child = f"trap '' TERM; ({forever}) & echo $! >~/child; wait"
+    saves = f"trap 'sleep 0.5; touch ~/saved; exit 75' TERM; touch ~/hears; {forever}"
+    behave(pod, saves, child)
     launch(pod)
+    wait_for((pod.worker("my-tpu", 0) / "hears").exists)
     wait_for((pod.worker("my-tpu", 1) / "child").exists)
     said = pod.run("stop", "--wait=2").stdout
     assert (pod.worker("my-tpu", 0) / "saved").exists()
@@ -112,9 +113,11 @@ def test_stop_waits_for_the_save_and_kills_what_ignores_it(pod):
 
 
 def test_a_host_that_shuts_down_signals_the_wrapper_too(pod):
-    behave(pod, *2 * ["trap 'sleep 0.3; exit 75' TERM; while :; do sleep 0.05; done"])
+    hears = "trap 'sleep 0.3; exit 75' TERM; touch ~/hears; while :; do sleep 0.05; done"
+    behave(pod, hears, hears)
     launch(pod)
     for i in (0, 1):
+        wait_for((pod.worker("my-tpu", i) / "hears").exists)
         session = (pod.worker("my-tpu", i) / "mmx-tpu/runs/muse-1/session").read_text()
         os.killpg(int(session), signal.SIGTERM)
     until(pod, "exited 75", "exited 75")  # nobody ran stop.sh
