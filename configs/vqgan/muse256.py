@@ -19,7 +19,7 @@ from mmx.core.config import one_of, parse_arg
 def get_config(arg=""):
     """``:tiny`` is a run of seconds on OpenMoji, with every part but the perceptual network."""
     flags = parse_arg(arg, tiny=False, fsq=False, lfq=False)
-    tiny = flags["tiny"]
+    tiny, quantizer = flags["tiny"], one_of(flags, "fsq", "lfq")
     c = ConfigDict()
     c.family = "vqgan"
     c.seed = 0
@@ -47,7 +47,6 @@ def get_config(arg=""):
         norm="group",  # MaskGIT
         linear_path=False,  # as the paper
     )
-    quantizer = one_of(flags, "fsq", "lfq")
     if quantizer == "fsq":
         levels = (4, 4, 4) if tiny else (8, 8, 8, 4, 4)  # 8192 codes; arXiv 2309.15505
         c.quantizer = dict(kind="fsq", levels=levels)  # ours
