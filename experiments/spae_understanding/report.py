@@ -20,10 +20,10 @@ _COLUMNS = (  # of the first table: (title, reading, rule)
 )
 _LESS = (  # of the second: (title, reading that is taken off, rule)
     ("less words dealt anew", "shuffled", "sum"),
-    ("the same by mean", "shuffled", "mean"),
-    ("the same, no LM", "shuffled", "overlap"),
+    ("less words dealt anew, by mean", "shuffled", "mean"),
+    ("no LM: less words dealt anew", "shuffled", "overlap"),
     ("less single layer", "baseline", "sum"),
-    ("the same, no LM", "baseline", "overlap"),
+    ("no LM: less single layer", "baseline", "overlap"),
 )
 _WRITTEN = (  # of the last: (title, key of the results, reading)
     ("words", "scores", "words"),
